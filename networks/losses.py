@@ -1,0 +1,103 @@
+"""DAN's training loss: cross-entropy + affinity loss + partition loss (arXiv 2109.07270, Sec. 3).
+
+All of it is computed in float32 or wider whatever autocast says: squared distances over 512
+dimensions and a variance that may vanish do not survive half precision.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from networks.dan import DANOutput, at_least_float32
+
+# Keeps the partition loss finite where all heads agree; float64's, also in float32, as released.
+EPSILON = torch.finfo(torch.float64).eps
+
+
+class AffinityLoss(nn.Module):
+    """Pull each image's features towards its class's centre, and the centres apart.
+
+    L = 1/N sum_i |g_i - c_{y_i}|^2 / sum_d Var_j(c_{j,d}), with g the globally average-pooled
+    features and the unbiased variance over the classes j.
+
+    Args:
+        num_class: centres, one a class (at least 2, one alone has no variance).
+        feat_dim: channels of the features.
+    """
+
+    def __init__(self, *, num_class: int, feat_dim: int = 512):
+        super().__init__()
+        if num_class < 2:
+            raise ValueError(f"the variance of the centres needs two of them, got {num_class=}")
+        self.num_class = num_class
+        self.centers = nn.Parameter(torch.randn(num_class, feat_dim))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """features: (N, feat_dim, h, w), labels: (N,) int64 -> scalar."""
+        with torch.autocast(features.device.type, enabled=False):
+            pooled = at_least_float32(features).mean(dim=(2, 3))  # (N, feat_dim)
+            centers = at_least_float32(self.centers)
+            # The released code clamps each distance of its (N, num_class) masked table, the
+            # zeros beside the label's own distance too: each adds its floor of 1e-12.
+            distance = (pooled - centers[labels]).square().sum(dim=1).clamp(1e-12, 1e12)
+            floor = 1e-12 * (self.num_class - 1)
+            return (distance.mean() + floor) / centers.var(dim=0).sum()
+
+
+class PartitionLoss(nn.Module):
+    """Push the heads apart: L = log(1 + K / variance of the heads), 0 for a single head."""
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """heads: (N, K, 512) -> scalar."""
+        num_head = heads.shape[1]
+        if num_head == 1:
+            return at_least_float32(heads.new_zeros(()))
+        variance = at_least_float32(heads).var(dim=1).mean()
+        return torch.log1p(num_head / (variance + EPSILON))
+
+
+class DANLosses(NamedTuple):
+    """Scalars: the weighted sum, and its terms before weighting."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    affinity: Tensor
+    partition: Tensor
+
+
+class DANLoss(nn.Module):
+    """Weighted sum of the three losses; its affinity centres are trained with the network.
+
+    Args:
+        num_class: classes of the data set.
+        num_center: centres of the affinity loss, as many as classes unless given. The released
+            RAF-DB script kept 8 for its 7 classes.
+        affinity_weight, partition_weight: weights beside the cross-entropy's 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_class: int,
+        num_center: int | None = None,
+        affinity_weight: float = 1.0,
+        partition_weight: float = 1.0,
+    ):
+        super().__init__()
+        num_center = num_class if num_center is None else num_center
+        if num_center < num_class:
+            raise ValueError(f"each class needs a centre, got {num_center=} for {num_class=}")
+        self.cross_entropy = nn.CrossEntropyLoss()
+        self.affinity = AffinityLoss(num_class=num_center)
+        self.partition = PartitionLoss()
+        self.affinity_weight = affinity_weight
+        self.partition_weight = partition_weight
+
+    def forward(self, output: DANOutput, labels: Tensor) -> DANLosses:
+        """output: DAN's for N images, labels: (N,) int64."""
+        cross_entropy = self.cross_entropy(at_least_float32(output.logits), labels)
+        affinity = self.affinity(output.features, labels)
+        partition = self.partition(output.heads)
+        total = cross_entropy + self.affinity_weight * affinity + self.partition_weight * partition
+        return DANLosses(total, cross_entropy, affinity, partition)
