@@ -1,0 +1,148 @@
+"""The flags: what both recipes share, and how every script reads its own."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+MSCELEB = "models/resnet18_msceleb.pth"
+EVALUATION_FLAGS = ("evaluate", "checkpoint", "dataset", "tsne")
+# What --evaluate presets: the checkpoint knows its head count and image size.
+EVALUATE = {"num_head": None, "image_size": None, "precision": "fp32"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows every default, and says what is wrong with a flag in one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see python {self.prog} --help\n")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind each flag; description and examples laid out as they are written."""
+
+
+def recipe_parser(
+    description: str, *, batch_size: int, lr: float, epochs: int, run_name: str, toy: Mapping
+) -> Parser:
+    """The flags of both recipes with one's own defaults; the script adds where its data lies.
+
+    Args:
+        run_name: of the run's folder below models/, for --help.
+        toy: flags that --toy presets.
+    """
+    presets = " ".join(f"--{name} {value}" for name, value in toy.items())
+    parser = Parser(description=description, epilog=f"--toy presets, where not given:\n  {presets}")
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images a step")
+    group.add_argument("--lr", type=positive_float, default=lr, help="initial learning rate")
+    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the data")
+    group.add_argument("--num_head", type=positive_int, default=4, help="attention heads")
+    group.add_argument("--image_size", type=image_size, default=224, help="pixels a side")
+    group.add_argument(
+        "--pretrained",
+        metavar="{PATH,imagenet,none}",
+        default=MSCELEB,
+        help="weights that the backbone starts from; imagenet downloads torchvision's",
+    )
+    group.add_argument("--seed", type=seed, default=0, help="of all that is random")
+    group = parser.add_argument_group("losses")
+    group.add_argument(
+        "--num_center",
+        type=positive_int,
+        help="centres of the affinity loss, as many as classes unless given; 8 reproduces the "
+        "released RAF-DB run",
+    )
+    group.add_argument("--affinity_weight", type=weight, default=1.0, help="0 leaves it out")
+    group.add_argument("--partition_weight", type=weight, default=1.0, help="0 leaves it out")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--workers", type=natural_int, default=4, help="processes that decode")
+    add_device_flag(group)
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto is bf16 where the hardware does it natively, else fp32",
+    )
+    group = parser.add_argument_group("files")
+    group.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help=f"where results go (default: models/{run_name}, or beside the evaluated checkpoint)",
+    )
+    group.add_argument(
+        "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
+    )
+    group = parser.add_argument_group("evaluation, instead of training")
+    group.add_argument("--evaluate", action="store_true", help="evaluate --checkpoint")
+    group.add_argument("--checkpoint", metavar="FILE", help="a best.pth, or a released file")
+    add_dataset_flag(group)
+    group.add_argument("--tsne", action="store_true", help="also draw the features by t-SNE")
+    return parser
+
+
+def add_device_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--device", default="auto", metavar="{auto,cpu,cuda,cuda:N}", help="auto prefers cuda"
+    )
+
+
+def add_dataset_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--dataset",
+        choices=("RAF-DB", "AffectNet"),
+        help="what a released 7-class file was trained on, where its name does not say",
+    )
+
+
+def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) -> argparse.Namespace:
+    """Parse a recipe's flags; --toy and --evaluate preset some, and given ones still win."""
+    args = parser.parse_args(argv)
+    if args.evaluate != (args.checkpoint is not None):
+        parser.error("--evaluate and --checkpoint FILE go together")
+    if args.toy or args.evaluate:
+        parser.set_defaults(**(toy if args.toy else {}), **(EVALUATE if args.evaluate else {}))
+        args = parser.parse_args(argv)
+    return args
+
+
+def positive_int(text: str) -> int:
+    return _number(text, int, 1)
+
+
+def natural_int(text: str) -> int:
+    return _number(text, int, 0)
+
+
+def seed(text: str) -> int:
+    return _number(text, int, 0, 2**63 - 1)
+
+
+def image_size(text: str) -> int:
+    """At least one position is left where ResNet-18 has halved it five times."""
+    return _number(text, int, 32, 4096)
+
+
+def positive_float(text: str) -> float:
+    value = _number(text, float, 0)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def weight(text: str) -> float:
+    return _number(text, float, 0)
+
+
+def _number(text: str, kind: type, low: float, high: float = float("inf")):
+    try:
+        value = kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+    if not low <= value <= high or value == float("inf"):
+        bound = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+        raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
+    return value

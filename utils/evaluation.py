@@ -1,0 +1,116 @@
+"""Evaluate a checkpoint on a data set's held-out images, and write down what came out."""
+
+import argparse
+import json
+
+import pandas as pd
+import torch
+from sklearn.manifold import TSNE
+from torch import nn
+
+from utils import plots
+from utils.checkpoint import TrainedModel, read_trained
+from utils.data import FaceLoader
+from utils.engine import Evaluation, evaluate
+from utils.errors import UserError
+from utils.metrics import per_class_table
+from utils.readers import FaceData
+from utils.run import Run, start
+
+
+def evaluate_checkpoint(
+    args: argparse.Namespace, data: FaceData, network: type[nn.Module], fused: type[nn.Module]
+) -> Evaluation:
+    """Print accuracies and a per-class table; write metrics.json, predictions.csv, pictures.
+
+    Args:
+        network, fused: DAN, and its form for inference.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or is of other classes, heads or data.
+    """
+    trained = read_trained(args.checkpoint, dataset=args.dataset)
+    _check_fit(trained, data, args)
+    beside = trained.path.with_name(f"{trained.path.stem}-evaluation")
+    run = start(args, data, output_dir=beside)
+    loader = FaceLoader(
+        data.val,
+        batch_size=args.batch_size,
+        image_size=trained.image_size,
+        device=run.device,
+        workers=args.workers,
+    )
+    model = network(num_class=data.num_class, num_head=trained.num_head)
+    trained.load_into(model)
+    model = fused(model.to(run.device), dtype=run.autocast)
+    evaluation = evaluate(model, loader, trained.image_size)
+    metrics = evaluation.metrics
+    print(per_class_table(metrics, data.class_names))
+    print(
+        f"\naccuracy {100 * metrics.accuracy:.2f} %, balanced accuracy "
+        f"{100 * metrics.balanced_accuracy:.2f} %, {len(data.val)} images of {data.name}"
+    )
+    _write(run, trained, data, evaluation, with_tsne=args.tsne)
+    return evaluation
+
+
+def _check_fit(trained: TrainedModel, data: FaceData, args: argparse.Namespace) -> None:
+    """The checkpoint must know the very classes of the data, in their order."""
+    if trained.class_names != data.class_names:
+        raise UserError(
+            f"{trained.path}: trained on {trained.dataset} with {trained.num_class} classes "
+            f"({', '.join(trained.class_names)}), but the images are {data.name} with "
+            f"{data.num_class} ({', '.join(data.class_names)})"
+        )
+    for flag, own in (("num_head", trained.num_head), ("image_size", trained.image_size)):
+        asked = getattr(args, flag)
+        if asked not in (None, own):
+            raise UserError(
+                f"{trained.path}: has {flag} {own}, but --{flag} {asked} was given; leave it out"
+            )
+
+
+def _write(
+    run: Run, trained: TrainedModel, data: FaceData, evaluation: Evaluation, *, with_tsne: bool
+) -> None:
+    folder, metrics, names = run.output_dir, evaluation.metrics, data.class_names
+    summary = {
+        "checkpoint": str(trained.path),
+        "dataset": data.name,
+        "images": len(data.val),
+        "accuracy": metrics.accuracy,
+        "balanced_accuracy": metrics.balanced_accuracy,
+        "per_class": {
+            name: {"images": int(n), "recall": _or_none(recall), "precision": _or_none(precision)}
+            for name, n, recall, precision in zip(
+                names, metrics.support, metrics.recall, metrics.precision, strict=True
+            )
+        },
+        "confusion": metrics.confusion.tolist(),
+    }
+    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+    table = pd.DataFrame(evaluation.probabilities.numpy(), columns=list(names))
+    table.insert(0, "path", [str(data.val.path(i)) for i in range(len(data.val))])
+    table.insert(1, "label", [names[i] for i in evaluation.labels])
+    table.insert(2, "prediction", [names[i] for i in evaluation.predictions])
+    table.to_csv(folder / "predictions.csv", index=False, float_format="%.6f")
+    title = f"{data.name}: {100 * metrics.accuracy:.2f} %"
+    plots.plot_confusion(metrics.confusion, names, folder / "confusion_matrix.png", title=title)
+    files = "metrics.json predictions.csv confusion_matrix.png"
+    if with_tsne:
+        plots.plot_tsne(
+            _tsne(evaluation.features), evaluation.labels.numpy(), names, folder / "tsne.png"
+        )
+        files += " tsne.png"
+    print(f"files in {folder}/: {files}")
+
+
+def _tsne(features: torch.Tensor):
+    """(N, 512) -> (N, 2); van der Maaten and Hinton, 2008."""
+    perplexity = min(30, (len(features) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
+
+
+def _or_none(fraction: float) -> float | None:
+    """JSON has no NaN."""
+    return None if fraction != fraction else float(fraction)

@@ -1,0 +1,182 @@
+"""A run's surroundings: device, precision, seed, folder, configuration, and its network."""
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from utils import checkpoint
+from utils.cli import EVALUATION_FLAGS, MSCELEB
+from utils.errors import UserError
+from utils.readers import FaceData
+from utils.seed import seed_everything
+
+MSCELEB_URL = "https://drive.google.com/file/d/1u2NtY-5DVlTunfN4yxfxys5n8uh7sc3n/view?usp=sharing"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run knows of its surroundings."""
+
+    args: argparse.Namespace
+    dataset: str
+    class_names: tuple[str, ...]
+    device: torch.device
+    autocast: torch.dtype | None  # bf16, or None for plain float32
+    output_dir: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every flag of the training, resolved, in plain types; what checkpoints hold."""
+        precision = "fp32" if self.autocast is None else "bf16"
+        flags = {key: value for key, value in vars(self.args).items() if key not in EVALUATION_FLAGS}
+        return {**flags, "device": str(self.device), "precision": precision}
+
+
+def start(args: argparse.Namespace, data: FaceData, output_dir: Path | None = None) -> Run:
+    """Resolve device and precision, seed everything, and make the run's folder.
+
+    Args:
+        output_dir: where --output_dir is not given, in place of the data set's own below models/.
+
+    Raises:
+        UserError: a device that is not there, or a folder that cannot be written.
+    """
+    device = resolve_device(args.device)
+    autocast = resolve_precision(args.precision, device)
+    seed_everything(args.seed)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        if autocast is None:  # plain float32, where cuDNN's default would round to TF32
+            torch.backends.cudnn.allow_tf32 = False
+    if args.output_dir is None:
+        own = Path("models") / f"{'toy-' if args.toy else ''}{data.run_name}"
+        args.output_dir = str(own if output_dir is None else output_dir)
+    folder = make_writable_folder(args.output_dir)
+    return Run(args, data.name, data.class_names, device, autocast, folder)
+
+
+def report(run: Run, model: torch.nn.Module) -> None:
+    """Print the configuration, and write it to the run folder's config.json."""
+    config = {
+        "dataset": run.dataset,
+        "class_names": run.class_names,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **run.config,
+        "device_name": device_name(run.device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+    text = json.dumps(config, indent=2)
+    checkpoint.write_atomically(
+        run.output_dir / "config.json", lambda file: file.write(text.encode() + b"\n")
+    )
+    flags = "  ".join(f"{key}={value}" for key, value in run.config.items())
+    print(
+        f"DAN, {config['parameters']:,} parameters, {len(run.class_names)} classes, on "
+        f"{config['device_name']} in {run.config['precision']}, torch {torch.__version__}\n{flags}"
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device that is there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            there = f"there are {count} GPUs" if count else "there is no GPU that PyTorch can use"
+            raise UserError(f"--device {name}: {there}; use --device cpu or auto")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype to autocast to, None for plain float32. auto is bf16 where it is native."""
+    if name == "auto":
+        name = "bf16" if _native_bf16(device) else "fp32"
+    return torch.bfloat16 if name == "bf16" else None
+
+
+def _native_bf16(device: torch.device) -> bool:
+    """CUDA of compute capability 8 and up; CPUs with AMX or AVX512-bf16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def make_writable_folder(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); give another folder"
+        ) from None
+    return path
+
+
+def read_pretrained(name: str) -> dict[str, Any] | None:
+    """`--pretrained`: the content of a weights file, torchvision's ImageNet weights, or None.
+
+    Raises:
+        UserError: no such file, not a weights file, or no network to download from.
+    """
+    if name == "none":
+        return None
+    if name == "imagenet":
+        url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+        try:
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+        except OSError as error:  # urllib's errors are OSErrors
+            raise UserError(f"--pretrained imagenet: cannot download {url} ({error})") from None
+    if not Path(name).is_file():
+        where = f"; the MS-Celeb-1M weights are at {MSCELEB_URL}" if name == MSCELEB else ""
+        raise UserError(f"{name}: no such weights{where}; or start without: --pretrained none")
+    return checkpoint.load(name)
+
+
+def build(run: Run, network: type[nn.Module], loss: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
+    """DAN with its pre-trained backbone, and its losses, as the flags say, on the device.
+
+    Raises:
+        UserError: weights that are not there, or not a ResNet-18's; flags that do not fit.
+    """
+    args, num_class = run.args, len(run.class_names)
+    if args.num_center is not None and args.num_center < num_class:
+        raise UserError(f"--num_center {args.num_center}: there are {num_class} classes; use more")
+    weights = read_pretrained(args.pretrained)
+    model = network(num_class=num_class, num_head=args.num_head)
+    if weights is not None:
+        try:
+            model.load_backbone(weights)
+        except ValueError as error:
+            hint = "give an MS-Celeb or torchvision ResNet-18, or --pretrained none"
+            raise UserError(f"{args.pretrained}: {error}; {hint}") from None
+    criterion = loss(
+        num_class=num_class,
+        num_center=args.num_center,
+        affinity_weight=args.affinity_weight,
+        partition_weight=args.partition_weight,
+    )
+    model.to(run.device, memory_format=torch.channels_last)
+    return model, criterion.to(run.device)
