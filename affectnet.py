@@ -1,0 +1,87 @@
+"""Train DAN on AffectNet with the paper's recipe, or evaluate a trained one.
+
+python affectnet.py --epochs 10                  AffectNet-8, from datasets/AffectNet
+python affectnet.py --epochs 10 --num_class 7    without contempt
+python affectnet.py --toy                        drawn faces, no data or weights needed
+python affectnet.py --aff_path FOLDER            any data set as train/<class>/, val/<class>/
+python affectnet.py --evaluate --checkpoint models/affectnet-8/best.pth
+"""
+
+import torch
+
+from networks.dan import DAN
+from networks.fused import FusedDAN
+from networks.losses import DANLoss
+from utils import cli, engine, evaluation, transforms
+from utils.convert_affectnet import convert
+from utils.data import balanced
+from utils.errors import exit_on_user_error
+from utils.readers import read_affectnet
+from utils.run import build, report, start
+from utils.toy_faces import write_affectnet
+
+# What --toy presets; a flag that is given wins.
+TOY = {
+    "aff_path": "datasets/toy-AffectNet",
+    "pretrained": "none",
+    "image_size": 64,
+    "batch_size": 32,
+    "lr": 5e-4,
+    "epochs": 8,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    # ---- flags -----------------------------------------------------------------------------------
+    parser = cli.recipe_parser(
+        __doc__,
+        batch_size=256,
+        lr=1e-4,
+        epochs=40,
+        run_name="affectnet-8",
+        toy=TOY,
+    )
+    parser.add_argument("--aff_path", default="datasets/AffectNet", help="AffectNet's folder")
+    parser.add_argument(
+        "--num_class",
+        type=int,
+        choices=(7, 8),
+        help="7 leaves out contempt (default: 8, or the class folders of another data set)",
+    )
+    args = cli.parse(parser, argv, toy=TOY)
+
+    # ---- data ------------------------------------------------------------------------------------
+    if args.toy:
+        write_affectnet(args.aff_path)
+        convert(args.aff_path)
+    data = read_affectnet(args.aff_path, num_class=args.num_class)
+    if args.evaluate:
+        evaluation.evaluate_checkpoint(args, data, DAN, FusedDAN)
+        return
+    print(data.summary())
+    run = start(args, data)
+
+    # ---- network, losses and recipe --------------------------------------------------------------
+    model, criterion = build(run, DAN, DANLoss)
+    augment = transforms.Augmentation(
+        flip=0.5,
+        geometric=0.7,
+        rotation=20,
+        scale=(0.8, 1.0),
+        translate=0.2,
+        erasing=0.5,
+        erasing_scale=(0.02, 0.33),
+    )
+    parameters = [*model.parameters(), *criterion.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=args.lr)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.6)
+
+    # ---- training --------------------------------------------------------------------------------
+    report(run, model)
+    training = engine.Training(model, criterion, optimizer, scheduler)
+    engine.fit(run, training, data, augment, order=balanced)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

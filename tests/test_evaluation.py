@@ -1,0 +1,112 @@
+"""Evaluating checkpoints: ours and released ones, the files written, and what does not fit."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import affectnet
+import rafdb
+from networks.dan import DAN
+from utils.errors import UserError
+from utils.images import read_rgb
+from utils.labels import RAFDB
+from utils.readers import read_rafdb
+from utils.transforms import preprocess
+
+HOST = ["--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def released(tmp_path):
+    """Writes a file of the released form, with as many classes and under the name asked."""
+
+    def write(name, num_class):
+        torch.manual_seed(0)
+        model = DAN(num_class=num_class)
+        content = {"iter": 5, "model_state_dict": model.state_dict(), "optimizer_state_dict": {}}
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def evaluate(toy_raf, path, *more):
+    rafdb.main(["--raf_path", str(toy_raf), "--evaluate", "--checkpoint", str(path), *HOST, *more])
+
+
+def test_files_and_table(toy_raf, small_run, capsys):
+    evaluate(toy_raf, small_run / "best.pth", "--tsne")
+    folder = small_run / "best-evaluation"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"] == 21 and set(metrics["per_class"]) == set(RAFDB)
+    with open(folder / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "label", "prediction", *RAFDB]
+    hits = np.mean([row["label"] == row["prediction"] for row in rows])
+    assert metrics["accuracy"] == pytest.approx(hits)
+    for row in rows:
+        probabilities = {name: float(row[name]) for name in RAFDB}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
+        assert max(probabilities, key=probabilities.get) == row["prediction"]
+    for name in ("confusion_matrix.png", "tsne.png"):
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300
+    printed = capsys.readouterr().out
+    assert "balanced accuracy" in printed and "precision" in printed and "surprise" in printed
+
+
+def test_probabilities_are_the_models(toy_raf, released, tmp_path):
+    """Each face by itself, through the network as it was trained."""
+    path = released("rafdb_epoch21_acc0.897_bacc0.8275.pth", 7)
+    evaluate(toy_raf, path, "--output_dir", str(tmp_path / "out"))
+    with open(tmp_path / "out" / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    split = read_rafdb(toy_raf).val
+    torch.manual_seed(0)
+    model = DAN(num_class=7).eval()
+    for index in (0, 9, 20):
+        image = torch.tensor(read_rgb(split.path(index))).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            expected = model(preprocess(image, 224)).logits.softmax(1)[0]
+        assert rows[index]["path"] == str(split.path(index))
+        assert rows[index]["label"] == RAFDB[split.labels[index]]
+        ours = [float(rows[index][name]) for name in RAFDB]
+        np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_class", "more", "message"),
+    [
+        ("affecnet7_epoch6_acc0.6569.pth", 7, [], r"AffectNet with 7 .*RAF-DB with 7"),
+        ("affecnet8_epoch5_acc0.6209.pth", 8, [], r"AffectNet with 8 .*RAF-DB with 7"),
+        ("weights.pth", 7, [], "unknown order"),
+        ("rafdb.pth", 7, ["--num_head", "2"], "num_head 4, but --num_head 2"),
+        ("rafdb.pth", 7, ["--image_size", "96"], "image_size 224, but --image_size 96"),
+        ("rafdb.pth", 7, ["--dataset", "AffectNet"], "by its name trained on RAF-DB"),
+    ],
+)
+def test_what_does_not_fit_says_both_sides(toy_raf, released, name, num_class, more, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(toy_raf, released(name, num_class), *more)
+
+
+def test_dataset_flag_settles_a_released_file(toy_raf, released, tmp_path):
+    path = released("weights.pth", 7)
+    evaluate(toy_raf, path, "--dataset", "RAF-DB")
+    assert (tmp_path / "weights-evaluation" / "metrics.json").is_file()
+
+
+def test_affectnet_checkpoint_of_another_class_count(toy_raf, released, tmp_path):
+    for split in ("train", "val"):
+        for code in range(8):
+            (tmp_path / split / str(code)).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / split / str(code) / "0.png")
+    flags = ["--aff_path", str(tmp_path), "--evaluate", *HOST]
+    path = released("affecnet7_epoch6_acc0.6569.pth", 7)
+    with pytest.raises(UserError, match=r"with 7 classes .*with 8"):
+        affectnet.main([*flags, "--checkpoint", str(path)])
+    affectnet.main([*flags, "--checkpoint", str(path), "--num_class", "7"])
