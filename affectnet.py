@@ -27,7 +27,7 @@ TOY = {
     "image_size": 64,
     "batch_size": 32,
     "lr": 5e-4,
-    "epochs": 8,
+    "epochs": 6,
 }
 
 

@@ -24,7 +24,7 @@ TOY = {
     "image_size": 64,
     "batch_size": 32,
     "lr": 0.02,
-    "epochs": 8,
+    "epochs": 12,
 }
 
 

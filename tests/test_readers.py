@@ -177,6 +177,14 @@ def test_affectnet_before_conversion(tmp_path, raw):
         read_affectnet(tmp_path)
 
 
+def test_affectnet_of_an_interrupted_conversion(folders):
+    classes = {str(code): 1 for code in range(8)}
+    root = folders(train=classes, val=classes)
+    (root / ".conversion_unfinished").touch()
+    with pytest.raises(UserError, match=r"python utils/convert_affectnet.py --aff_path"):
+        read_affectnet(root)
+
+
 def test_affectnet_not_there(tmp_path):
     with pytest.raises(UserError, match="--toy"):
         read_affectnet(tmp_path / "nothing")

@@ -18,6 +18,8 @@ from utils.seed import generator
 
 # The share of the memory at hand that decoded images may take; RAF-DB's 460 MB fit nearly always.
 CACHE_SHARE = 0.25
+# A larger set is streamed whatever its size: its first step should not wait for all the others.
+CACHE_IMAGES = 50_000
 
 
 # (labels (N,), seed, epoch) -> indices (N,): which images an epoch sees, and in which order.
@@ -103,7 +105,7 @@ class FaceLoader:
         num_bytes = len(split) * 3 * height * width
         workers = min(workers, os.cpu_count() or 1)
         self._images = self._labels = self._stream = None
-        if num_bytes <= CACHE_SHARE * _available_memory():
+        if len(split) <= CACHE_IMAGES and num_bytes <= CACHE_SHARE * _available_memory():
             self._images, self._labels = self._decode_all(workers)
             if device.type == "cuda" and num_bytes <= CACHE_SHARE * _available_memory(device):
                 self._images = self._images.to(device)

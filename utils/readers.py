@@ -14,7 +14,9 @@ from utils.images import IMAGE_SUFFIXES
 RAFDB_URL = "http://www.whdeng.cn/raf/model1.html"
 AFFECTNET_URL = "http://mohammadmahoor.com/affectnet/"
 # What lies at the top of AffectNet as its authors give it, before conversion.
-RAW_AFFECTNET = ("train_set", "Manually_Annotated_Images", "affectnet.csv")
+RAW_AFFECTNET = ("train_set", "Manually_Annotated_Images", "Manually_Annotated", "affectnet.csv")
+# Lies beside the class folders until their conversion has ended.
+UNFINISHED = ".conversion_unfinished"
 
 
 @dataclass(frozen=True)
@@ -168,13 +170,12 @@ def read_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> 
             f"{root}: no such folder; get AffectNet from {AFFECTNET_URL} and unpack it there, "
             "give its place with --aff_path, or try --toy, which needs no data"
         )
-    if not (root / "train").is_dir():
-        raw = [name for name in RAW_AFFECTNET if (root / name).exists()]
-        if raw:
-            raise UserError(
-                f"{root}: holds {raw[0]} but no class folders yet; make them with "
-                f"python utils/convert_affectnet.py --aff_path {root}"
-            )
+    convert = f"python utils/convert_affectnet.py --aff_path {root}"
+    if (root / UNFINISHED).exists():
+        raise UserError(f"{root}: its conversion was interrupted; continue it with {convert}")
+    raw = [name for name in RAW_AFFECTNET if (root / name).exists()]
+    if raw and not (root / "train").is_dir():
+        raise UserError(f"{root}: holds {raw[0]} but no class folders; make them with {convert}")
     folders = _subfolders(root / "train") if (root / "train").is_dir() else []
     codes = set(map(str, range(len(labels.AFFECTNET))))
     if not set(folders) <= codes:

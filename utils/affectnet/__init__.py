@@ -1,0 +1,1 @@
+"""AffectNet as its authors give it; `utils.convert_affectnet` makes class folders of it."""

@@ -1,0 +1,230 @@
+"""Turn any release of AffectNet into the class folders that training reads.
+
+    python utils/convert_affectnet.py --aff_path datasets/AffectNet
+
+writes `train/0` ... `train/7` and `val/0` ... `val/7`, the list `affectnet.csv` and, with every
+row that was dropped and why, `convert_report.csv`. Interrupted and started again, it continues.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from tqdm import tqdm
+
+if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.affectnet.crops import crop_files
+from utils.affectnet.links import TEMPORARY, place_file, temporary
+from utils.affectnet.releases import BOX, REPOSITORY, read_release
+from utils.errors import UserError, exit_on_user_error
+from utils.images import IMAGE_SUFFIXES
+from utils.labels import AFFECTNET, AFFECTNET_COUNTS
+from utils.readers import UNFINISHED
+
+# Lies in the output folder and holds the margin of the crops there.
+_MARGIN = ".conversion_margin"
+
+
+class Conversion(NamedTuple):
+    """What a conversion found and wrote."""
+
+    release: str
+    counts: dict[str, list[int]]  # images per class, of train and of val
+    dropped: pd.DataFrame  # phase, source, label, reason
+
+
+def convert(
+    aff_path: str | os.PathLike,
+    *,
+    output: str | os.PathLike | None = None,
+    copy: bool = False,
+    margin: float = 0.0,
+    workers: int | None = None,
+) -> Conversion:
+    """Write class folders for the AffectNet release that lies in a folder.
+
+    Args:
+        aff_path: the folder of the release.
+        output: where `train/` and `val/` go; the same folder by default.
+        copy: copy ready images; by default they are hard-linked where the file system allows.
+        margin: what is added to each side of a face box before a photo is cropped, as a fraction
+            of the box's side.
+        workers: processes that crop photos; one for each core by default.
+
+    Raises:
+        UserError: no release, one that is incomplete, or folders that hold something else.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if not 0 <= margin <= 2:
+        raise UserError(f"--margin {margin}: must lie between 0 and 2")
+    if workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
+    folder = Path(aff_path)
+    output = folder if output is None else Path(output)
+    release = read_release(folder)
+    print(f"{folder}: found the {release.name}, {len(release.faces):,} rows")
+    faces = _with_targets(release.faces, release.is_cropped)
+    try:
+        used = faces[faces["reason"] == ""]
+        present = _prepare(output, set(used["target"]))
+        todo = used[~used["target"].isin(present)]
+        if release.is_cropped:
+            todo = used if copy else todo  # copies also take the place of an earlier run's links
+            jobs = zip(todo["source"], todo["target"], strict=True)
+            reasons = (place_file(source, f"{output}/{path}", copy=copy) for source, path in jobs)
+        else:
+            _claim_margin(output, margin, is_new=not present)
+            reasons = crop_files(_crop_jobs(todo, output), margin, workers)
+        bar = tqdm(reasons, "images", total=len(todo), unit="image", disable=None)
+        faces.loc[todo.index, "reason"] = pd.Series(list(bar), index=todo.index, dtype=object)
+        _write_lists(output, faces, source=release.list_path)
+        (output / UNFINISHED).unlink()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or output}: cannot be written ({error.strerror}); make room or choose"
+            " another --output, then run again to continue"
+        ) from error
+    return _summarize(release.name, output, faces)
+
+
+def _with_targets(faces: pd.DataFrame, is_cropped: bool) -> pd.DataFrame:
+    """Add the path of each usable face below the output folder, `train/3/name.jpg`."""
+    faces = faces.copy()
+    used = faces[faces["reason"] == ""]
+    repeated = used.duplicated(["phase", "source"])
+    faces.loc[used.index[repeated], "reason"] = "listed before"
+    used = used[~repeated]
+    folder = used["phase"] + "/" + used["label"].astype(int).astype(str) + "/"
+    name = used["source"].map(os.path.basename)
+    if not is_cropped:
+        name = name.map(lambda name: os.path.splitext(name)[0] + ".jpg")
+    target = folder + name
+    clashing = target.duplicated(keep=False)
+    if clashing.any():  # images of one name from several folders: the folders go into the name
+        sources = used.loc[clashing, "source"]
+        top = os.path.commonpath([os.path.dirname(source) for source in sources])
+        names = sources.map(lambda source: os.path.relpath(source, top).replace(os.sep, "_"))
+        target[clashing] = folder[clashing] + names + ("" if is_cropped else ".jpg")
+    faces["target"] = target
+    faces.loc[target.index[target.duplicated()], "reason"] = "another image has its name"
+    return faces
+
+
+def _prepare(output: Path, targets: set[str]) -> set[str]:
+    """Make the class folders, clear half-written files away, and list what is there already."""
+    present = set()
+    for phase in ("train", "val"):
+        for label in range(len(AFFECTNET)):
+            folder = output / phase / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in os.listdir(folder):
+                if name.startswith(".") and name.endswith(TEMPORARY):
+                    (folder / name).unlink()
+                elif name.lower().endswith(IMAGE_SUFFIXES):
+                    present.add(f"{phase}/{label}/{name}")
+    foreign = sorted(present - targets)
+    if foreign:
+        raise UserError(
+            f"{output}: the class folders hold {len(foreign):,} images that are not of this release"
+            f" ({', '.join(foreign[:3])}); move train/ and val/ away or choose another --output"
+        )
+    (output / UNFINISHED).touch()
+    return present
+
+
+def _crop_jobs(faces: pd.DataFrame, output: Path) -> Iterator[tuple]:
+    boxes = faces[BOX].itertuples(index=False, name=None)
+    for source, target, box in zip(faces["source"], faces["target"], boxes, strict=True):
+        yield source, f"{output}/{target}", box
+
+
+def _claim_margin(output: Path, margin: float, *, is_new: bool) -> None:
+    """Remember the margin, so that a conversion that is continued does not mix two."""
+    path = output / _MARGIN
+    if is_new or not path.is_file():
+        path.write_text(str(float(margin)))
+    elif path.read_text() != str(float(margin)):
+        raise UserError(
+            f"{output}: its faces were cropped with --margin {path.read_text()}; give the same, or"
+            " move train/ and val/ away"
+        )
+
+
+def _write_lists(output: Path, faces: pd.DataFrame, *, source: Path | None) -> None:
+    """Write both CSV files; a list that the user brought is never overwritten."""
+    is_used = faces["reason"] == ""
+    used, dropped = faces[is_used], faces[~is_used]
+    label = dropped["label"].map("{:g}".format, na_action="ignore")
+    report = dropped[["phase", "source"]].assign(label=label, reason=dropped["reason"])
+    _write_csv(report, output / "convert_report.csv")
+    path = output / "affectnet.csv"
+    if source is not None and source.resolve() == path.resolve():
+        return
+    root = output.resolve()
+    root = root.relative_to(REPOSITORY) if root.is_relative_to(REPOSITORY) else root
+    if path.is_file() and f",{root.as_posix()}/train/".encode() not in path.read_bytes():
+        aside = path.with_name("affectnet.original.csv")
+        if aside.exists():
+            raise UserError(f"{path}: not written here, and {aside.name} exists; move it away")
+        path.rename(aside)
+        print(f"{path}: was not written by this script; kept as {aside.name}")
+    image = f"{root.as_posix()}/" + used["target"]
+    listed = pd.DataFrame({"phase": used["phase"], "img_path": image, "label": used["label"]})
+    _write_csv(listed.astype({"label": int}), path)
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Replace a file at once, and only if that changes it."""
+    text = table.to_csv(index=False, lineterminator="\n").encode()
+    if not path.is_file() or path.read_bytes() != text:
+        Path(temporary(str(path))).write_bytes(text)
+        os.replace(temporary(str(path)), path)
+
+
+def _summarize(release: str, output: Path, faces: pd.DataFrame) -> Conversion:
+    """Print what came out beside the published counts, and what was dropped."""
+    is_used = faces["reason"] == ""
+    used, dropped = faces[is_used], faces[~is_used]
+    if used.empty:
+        raise UserError(f"{output}: no row could be used; convert_report.csv says why")
+    counts = {}
+    for phase in ("train", "val"):
+        number = used.loc[used["phase"] == phase, "label"].value_counts()
+        counts[phase] = [int(number.get(code, 0)) for code in range(len(AFFECTNET))]
+    print(f"{'':14}{'train':>8}  published{'val':>8}  published")
+    columns = (counts["train"], AFFECTNET_COUNTS["train"], counts["val"], AFFECTNET_COUNTS["val"])
+    names = [f"{code} {name}" for code, name in enumerate(AFFECTNET)]
+    rows = list(zip(names, *columns, strict=True))
+    for name, *numbers in [*rows, ("all", *map(sum, columns))]:
+        print("{:14}{:8,}{:11,}{:8,}{:11,}".format(name, *numbers))
+    for reason, number in dropped["reason"].value_counts().items():
+        print(f"dropped {number:,}: {reason}")
+    print(f"{output}: {len(used):,} images in train/ and val/; convert_report.csv lists the rest")
+    return Conversion(release, counts, dropped[["phase", "source", "label", "reason"]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--aff_path", default="datasets/AffectNet", help="folder of the release")
+    parser.add_argument("--output", help="folder for train/ and val/ (default: --aff_path)")
+    parser.add_argument("--copy", action="store_true", help="copy images instead of linking them")
+    parser.add_argument("--margin", type=float, default=0.0, help="added around each face box")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cropping processes")
+    args = parser.parse_args()
+    with exit_on_user_error():
+        try:
+            convert(**vars(args))
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; run the same command again to continue") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Cartoon faces with expressions; `utils.toy_faces` makes data sets of them."""
