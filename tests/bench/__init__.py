@@ -1,0 +1,1 @@
+"""What tests/benchmark.py measures, and what it measures with."""

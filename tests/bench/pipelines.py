@@ -1,0 +1,140 @@
+"""The pipelines that the benchmark compares: ours as the recipes run it, beside the yardstick."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from networks.dan import DAN
+from networks.losses import DANLoss
+from tests.bench import yardstick
+from tests.bench.measuring import Stopwatch
+from tests.bench.yardstick import ImageFiles, YardstickTraining
+from utils import engine
+from utils.data import FaceLoader, Order, in_order
+from utils.readers import Split, read_rafdb
+from utils.seed import generator
+from utils.toy_faces import write_affectnet, write_rafdb
+from utils.transforms import Augmentation
+
+SIZE = 224
+DRAWN = 512  # faces; a longer epoch goes through their files again
+# The recipes of rafdb.py and affectnet.py.
+RAFDB_AUGMENT = Augmentation(geometric=0.2, rotation=20, crop_padding=32 / 224)
+AFFECTNET_AUGMENT = Augmentation(
+    geometric=0.7, rotation=20, scale=(0.8, 1.0), translate=0.2, erasing_scale=(0.02, 0.33)
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What everything is measured with."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    batch_size: int
+    workers: int
+    compile: bool
+    watch: Stopwatch
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """Float images and labels on the device."""
+        images = torch.randn(size, 3, SIZE, SIZE, generator=generator(0))
+        return images.to(self.device), (torch.arange(size) % 7).to(self.device)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images, and how either pipeline loads them."""
+
+    name: str
+    split: Split
+    augment: Augmentation
+    transform: Callable  # the released equivalent of `augment`
+    streamed: bool = False  # where false, kept in memory
+
+    def resized(self, count: int) -> "Source":
+        """The first `count` images, from the start again where there are fewer."""
+        split = self.split
+        names, labels = np.resize(split.names, count), np.resize(split.labels, count)
+        return replace(self, split=Split(split.root, names, labels))
+
+    def loader(self, setup: Setup, order: Order = in_order) -> FaceLoader:
+        options = {"batch_size": setup.batch_size, "image_size": SIZE, "workers": setup.workers}
+        with mock.patch("utils.data.CACHE_SHARE", 0 if self.streamed else 1):
+            return FaceLoader(self.split, **options, device=setup.device, order=order)
+
+    def plain_loader(self, setup: Setup, *, shuffle: bool) -> DataLoader:
+        paths = [self.split.path(i) for i in range(len(self.split))]
+        return DataLoader(
+            ImageFiles(paths, self.split.labels, self.transform),
+            batch_size=setup.batch_size,
+            shuffle=shuffle,
+            num_workers=setup.workers,
+            pin_memory=setup.device.type == "cuda",
+        )
+
+
+class Training(engine.Training):
+    """The recipe's, and its bare step."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        model = DAN(num_class=7).to(setup.device, memory_format=torch.channels_last)
+        criterion = DANLoss(num_class=7).to(setup.device)
+        parameters = [*model.parameters(), *criterion.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000)
+        super().__init__(model.train(), criterion, optimizer, scheduler)
+
+    def steps(self, images: Tensor, labels: Tensor, count: int = 1) -> None:
+        """What `engine.train_one_epoch` does without loading, augmenting and logging."""
+        dtype = self.setup.autocast
+        for _ in range(count):
+            with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+                output = self.model(images)
+            losses = self.criterion(output, labels)
+            self.optimizer.zero_grad()
+            losses.total.backward()
+            self.optimizer.step()
+
+
+def draw_sources(folder: Path, count: int) -> tuple[Source, Source]:
+    """`count` images each, as RAF-DB kept in memory and as AffectNet streamed."""
+    drawn = min(count, DRAWN)
+    write_rafdb(folder / "rafdb", train=drawn, test=7)
+    write_affectnet(folder / "affectnet", train=drawn, val=8)
+    jpegs = folder / "affectnet" / "train_set" / "images"
+    names = np.array(sorted(os.fsencode(path.name) for path in jpegs.glob("*.jpg")))
+    return (
+        Source(
+            "100x100 from memory",
+            read_rafdb(folder / "rafdb").train,
+            RAFDB_AUGMENT,
+            yardstick.RAFDB_TRAIN,
+        ).resized(count),
+        Source(
+            "224x224 JPEGs",
+            Split(jpegs, names, np.arange(drawn) % 7),
+            AFFECTNET_AUGMENT,
+            yardstick.AFFECTNET_TRAIN,
+            streamed=True,
+        ).resized(count),
+    )
+
+
+def train_released(setup: Setup) -> None:
+    training, batch = YardstickTraining(setup.device), setup.batch(setup.batch_size)
+    for _ in range(3):
+        training.step(*batch)
+
+
+def train_ours(setup: Setup) -> None:
+    images, labels = setup.batch(setup.batch_size)
+    Training(setup).steps(images.contiguous(memory_format=torch.channels_last), labels, 3)

@@ -1,0 +1,245 @@
+"""Measure the released pipeline (bench/yardstick.py) and ours side by side, as a Markdown table.
+
+    python tests/benchmark.py                 on CUDA where there is one, else on the CPU
+    python tests/benchmark.py --quick         smaller and fewer runs, for a first look
+
+All data is drawn. Lines appear on stderr as they are measured, the table on stdout at the end.
+"released" is float32 as PyTorch does it unasked, on CUDA with convolutions in TF32.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from networks.dan import DAN
+from networks.fused import FusedDAN
+from tests.bench import yardstick
+from tests.bench.measuring import Stopwatch, Table, one_core, peak_bytes
+from tests.bench.pipelines import (
+    SIZE,
+    Setup,
+    Source,
+    Training,
+    draw_sources,
+    train_ours,
+    train_released,
+)
+from tests.bench.yardstick import Yardstick, YardstickTraining
+from tests.grad_cam_speed import maps_one_by_one
+from utils import cli, engine
+from utils.data import shuffled
+from utils.errors import exit_on_user_error
+from utils.head_maps import head_maps
+from utils.labels import RAFDB
+from utils.run import Run, device_name, resolve_device, resolve_precision
+from utils.seed import generator
+
+
+def measure_training_step(setup: Setup, table: Table) -> None:
+    images, labels = setup.batch(setup.batch_size)
+    last = images.contiguous(memory_format=torch.channels_last)
+    released = partial(YardstickTraining(setup.device).step, images, labels)
+    variants = {"": partial(Training(setup).steps, last, labels)}
+    if setup.compile:
+        compiled = Training(setup)
+        compiled.model = torch.compile(compiled.model, dynamic=False)
+        variants[", compiled"] = partial(compiled.steps, last, labels)
+        print_warm_up("training step", setup, variants[", compiled"])
+    theirs, *seconds = setup.watch.medians(released, *variants.values(), times=2)
+    for name, ours in zip(variants, seconds, strict=True):
+        table.rates(f"training step, batch {len(images)}{name}", len(images), theirs, ours)
+
+
+def measure_epoch(setup: Setup, table: Table, source: Source) -> None:
+    """A training epoch with loading, and the same steps on a fixed batch beside it."""
+    count = len(source.split)
+    released, training = YardstickTraining(setup.device), Training(setup)
+    images, labels = setup.batch(setup.batch_size)
+    images = images.contiguous(memory_format=torch.channels_last)
+    loader = source.loader(setup, order=shuffled)
+    run = Run(
+        argparse.Namespace(seed=0, image_size=SIZE),
+        dataset="toy",
+        class_names=RAFDB,
+        device=setup.device,
+        autocast=setup.autocast,
+        output_dir=Path(),
+    )
+    theirs, ours, bare = setup.watch.medians(
+        partial(released.epoch, source.plain_loader(setup, shuffle=True)),
+        partial(engine.train_one_epoch, run, training, loader, source.augment, 1),
+        partial(training.steps, images, labels, len(loader)),
+        warm_up=setup.device.type == "cuda",
+    )
+    table.rates(f"training epoch, {source.name}", count, theirs, ours)
+    table.rates("- its steps alone, on a fixed batch", len(loader) * len(images), None, bare)
+
+
+def measure_evaluation(setup: Setup, table: Table, source: Source) -> None:
+    setup = replace(setup, batch_size=64)
+    released = YardstickTraining(setup.device)
+    fused = FusedDAN(DAN(num_class=7).to(setup.device), dtype=setup.autocast)
+    plain = replace(source, transform=yardstick.EVALUATION).plain_loader(setup, shuffle=False)
+    theirs, ours = setup.watch.medians(
+        partial(released.evaluate, plain),
+        partial(engine.evaluate, fused, source.loader(setup), SIZE),
+        warm_up=setup.device.type == "cuda",
+    )
+    table.rates("evaluation with loading, batch 64", len(source.split), theirs, ours)
+
+
+@torch.inference_mode()
+def measure_forward(setup: Setup, table: Table) -> None:
+    """The network alone, on a fixed batch of float32 images, channels first."""
+    released = Yardstick().to(setup.device).eval()
+    model = DAN(num_class=7).to(setup.device).eval()
+    dtypes = {"float32": None, "bf16": setup.autocast}
+    fused = {k: FusedDAN(model, v) for k, v in dtypes.items() if v or k == "float32"}
+    for size in (64, 16, 1):
+        images, _ = setup.batch(size)
+        variants = {name: partial(network, images) for name, network in fused.items()}
+        if setup.compile:
+            for name, network in fused.items():
+                call = partial(torch.compile(network, dynamic=False), images)
+                variants[f"{name}, compiled"] = call
+                print_warm_up(f"{name} forward, batch {size}", setup, call)
+        theirs, *seconds = setup.watch.medians(
+            partial(released, images), *variants.values(), times=10 if size == 1 else 3
+        )
+        for name, ours in zip(variants, seconds, strict=True):
+            if size == 1:
+                table.latency(f"latency, batch 1, {name}", theirs, ours)
+            else:
+                table.rates(f"forward, batch {size}, {name}", size, theirs, ours)
+
+
+def measure_host(setup: Setup, table: Table, source: Source) -> None:
+    """One core that loads: the released one does all there, ours can leave the rest to a GPU."""
+    cpu = torch.device("cpu")
+    setup = replace(setup, device=cpu, batch_size=64, workers=0)
+    source = source.resized(setup.batch_size)
+    loader = source.loader(setup, order=shuffled)
+    with one_core():
+        theirs, loaded, augmented = replace(setup.watch, device=cpu).medians(
+            lambda: list(source.plain_loader(setup, shuffle=True)),
+            lambda: list(loader.epoch()),
+            lambda: [source.augment(x, SIZE, generator(0)) for x, _ in loader.epoch()],
+            times=3,
+        )
+    table.rates(f"one core, {source.name}", setup.batch_size, theirs, loaded)
+    table.rates(f"one core, {source.name}, and augmented", setup.batch_size, theirs, augmented)
+
+
+def measure_heat_maps(setup: Setup, table: Table) -> None:
+    images, _ = setup.batch(4 if setup.device.type == "cpu" else 64)
+    released = DAN(num_class=7).to(setup.device).eval()
+    model = DAN(num_class=7).to(setup.device, memory_format=torch.channels_last).eval()
+    theirs, ours = setup.watch.medians(
+        partial(maps_one_by_one, released, images),
+        partial(head_maps, model.requires_grad_(False), images, method="gradcam++"),
+    )
+    table.rates(f"Grad-CAM++ of 4 heads, {len(images)} images", len(images), theirs, ours)
+
+
+def measure_memory(setup: Setup, table: Table) -> None:
+    if setup.device.type == "cuda" or sys.platform == "linux":
+        released = peak_bytes(setup.device, train_released, setup)
+        ours = peak_bytes(setup.device, train_ours, setup)
+        table.memory(f"peak memory of training, batch {setup.batch_size}", released, ours)
+
+
+def print_warm_up(what: str, setup: Setup, call: Callable) -> None:
+    print(f"{what}: compiled in {setup.watch.once(call):.0f} s", file=sys.stderr)
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__)
+    cli.add_device_flag(parser)
+    parser.add_argument("--quick", action="store_true", help="a first look: one run of each")
+    parser.add_argument("--compile", action="store_true", help="torch.compile's figures as well")
+    parser.add_argument(
+        "--images",
+        type=cli.positive_int,
+        help="an epoch's, rounded up to whole batches (default: 256 on a CPU, RAF-DB's 12,271 on "
+        "CUDA, 64 if --quick)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=cli.positive_int,
+        help="images a training step (default: 32 on a CPU, 256 on CUDA, 16 if --quick)",
+    )
+    parser.add_argument(
+        "--workers", type=cli.natural_int, default=min(16, os.cpu_count() or 1), help="a loader's"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    device = resolve_device(args.device)
+    autocast = resolve_precision("auto", device)
+    images, batch_size = (12271, 256) if device.type == "cuda" else (256, 32)
+    if args.quick:
+        images, batch_size = 64, 16
+    batch_size = args.batch_size or batch_size
+    images = -(-(args.images or images) // batch_size) * batch_size
+    setup = Setup(
+        device=device,
+        autocast=autocast,
+        batch_size=batch_size,
+        workers=args.workers,
+        compile=args.compile,
+        watch=Stopwatch(device, repeats=1 if args.quick else 3),
+    )
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # the released scripts and ours alike
+    table = Table()
+    with tempfile.TemporaryDirectory() as folder:
+        rafdb, affectnet = draw_sources(Path(folder), images)
+        measure_training_step(setup, table)
+        for source in (rafdb, affectnet):
+            measure_epoch(setup, table, source)
+        measure_evaluation(setup, table, rafdb)
+        measure_forward(setup, table)
+        for source in (rafdb, affectnet):
+            measure_host(setup, table, source)
+        measure_heat_maps(setup, table)
+        measure_memory(setup, table)
+    print(table)
+    print(f"\n{describe(setup)}; {images} images an epoch")
+
+
+def describe(setup: Setup) -> str:
+    """Date, machine, versions and how it was measured."""
+    return (
+        f"{datetime.date.today()}, {device_name(setup.device)}, {processor_name()}, "
+        f"{os.cpu_count()} CPU cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}; "
+        f"ours in {'float32' if setup.autocast is None else 'bf16'} unless a line says otherwise, "
+        f"{setup.workers} workers each, medians of {setup.watch.repeats} runs or more"
+    )
+
+
+def processor_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,128 @@
+"""The inference form against the network it was made from."""
+
+import numpy as np
+import pytest
+import torch
+
+from networks.dan import DAN
+from networks.fused import FusedDAN
+from tests import golden
+
+
+def trained(*, num_class: int, num_head: int) -> DAN:
+    """A DAN whose every weight and statistic is far from its initial value, in float64."""
+    model = DAN(num_class=num_class, num_head=num_head).double()
+    model.load_state_dict(golden.state_dict(model))
+    return model.eval()
+
+
+def images(size: int, count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.randn(count, 3, size, size, dtype=torch.float64, generator=generator)
+
+
+def relative_errors(output, expected) -> list[float]:
+    """The largest error of logits, features and heads, relative to their largest value."""
+    return [
+        ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
+        for a, b in zip(output, expected, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num_head", "num_class", "size"), [(1, 7, 96), (2, 8, 112), (4, 7, 101), (4, 8, 224)]
+)
+@torch.no_grad()
+def test_outputs_equal_the_models(num_head, num_class, size):
+    model = trained(num_class=num_class, num_head=num_head)
+    batch = images(size)
+    expected = model(batch)
+    output = FusedDAN(model)(batch)
+    assert [value.shape for value in output] == [value.shape for value in expected]
+    assert max(relative_errors(output, expected)) < 1e-10
+    single = FusedDAN(model.float())(batch.float())
+    assert {value.dtype for value in single} == {torch.float32}
+    assert max(relative_errors(single, expected)) < 1e-4
+
+
+@pytest.mark.parametrize("name", golden.CASES)
+@torch.no_grad()
+def test_outputs_equal_the_released_numbers(name):
+    case = golden.load(name)
+    model = trained(num_class=case["meta"]["num_class"], num_head=case["meta"]["num_head"])
+    output = FusedDAN(model)(golden.batch(case["meta"])[0])
+    np.testing.assert_allclose(output.logits, case["eval_logits"], rtol=1e-9)
+    np.testing.assert_allclose(output.heads, case["eval_heads"], rtol=1e-9)
+    pooled = output.features.mean(dim=(2, 3))
+    np.testing.assert_allclose(pooled, case["eval_features_pooled"], rtol=1e-9)
+
+
+@torch.no_grad()
+def test_attention_maps_equal_the_heads_own():
+    model = trained(num_class=7, num_head=4)
+    fused = FusedDAN(model)
+    features = model.features(images(96))
+    maps = torch.cat([head.sa.attention_map(features) for head in model.heads], dim=1)
+    torch.testing.assert_close(fused.attention_maps(features), maps, rtol=1e-10, atol=0)
+
+
+@torch.no_grad()
+def test_bfloat16_keeps_the_sums_in_float32():
+    """In bfloat16 a map of 512 terms, and all that is made from it, would lose its digits."""
+    model = trained(num_class=7, num_head=4).float()
+    batch = images(96, count=8).float()
+    expected = model(batch)
+    fused = FusedDAN(model, torch.bfloat16)
+    outputs = [fused(batch), fused(batch.bfloat16())]
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs.append(FusedDAN(model)(batch))
+        outputs.append(fused(batch))
+        assert fused.attention_maps(expected.features).dtype == torch.float32
+    for output in outputs:
+        assert output.features.dtype == torch.bfloat16
+        assert output.heads.dtype == output.logits.dtype == torch.float32
+        assert max(relative_errors(output, expected)) < 0.03
+
+
+@torch.no_grad()
+def test_layout_of_the_images_does_not_matter():
+    fused = FusedDAN(trained(num_class=7, num_head=4))
+    batch = images(96)
+    plain, last = fused(batch), fused(batch.to(memory_format=torch.channels_last))
+    assert plain.features.is_contiguous(memory_format=torch.channels_last)
+    assert max(relative_errors(last, plain)) < 1e-12
+
+
+def test_model_stays_as_it_is_and_nothing_is_left_to_train():
+    model = trained(num_class=7, num_head=2).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused = FusedDAN(model)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert not any(p.requires_grad for p in fused.parameters())
+    assert not any("BatchNorm" in type(part).__name__ for part in fused.modules())
+    assert (fused.num_class, fused.num_head) == (7, 2)
+    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in fused.parameters()}
+    assert not shared
+
+
+def test_graph_compiles_whole():
+    """`fullgraph` fails on a graph break; the eager backend needs no compiler."""
+    model = trained(num_class=7, num_head=4).float()
+    fused = FusedDAN(model)
+    batch = images(96).float()
+    with torch.no_grad():
+        compiled = torch.compile(fused, fullgraph=True, backend="eager")
+        assert max(relative_errors(compiled(batch), model(batch))) < 1e-4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.no_grad()
+def test_device_follows_the_model():
+    model = trained(num_class=7, num_head=4)
+    batch = images(96)
+    expected = model(batch)
+    fused = FusedDAN(model.cuda())
+    output = [value.cpu() for value in fused(batch.cuda())]
+    assert {p.device.type for p in fused.parameters()} == {"cuda"}
+    assert max(relative_errors(output, expected)) < 1e-10
