@@ -21,10 +21,10 @@ from utils.toy_faces import write_rafdb
 TOY = {
     "raf_path": "datasets/toy-raf-basic",
     "pretrained": "none",
-    "image_size": 64,
+    "image_size": 100,
     "batch_size": 32,
     "lr": 0.02,
-    "epochs": 12,
+    "epochs": 11,
 }
 
 

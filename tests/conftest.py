@@ -37,6 +37,15 @@ def small_run(tmp_path_factory, toy_raf):
 
 
 @pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """The folder of a toy run, somewhat shortened, that has learned: a minute on two cores."""
+    folder = tmp_path_factory.mktemp("learned")
+    flags = ["--toy", "--device", "cpu", "--epochs", "7", "--workers", "2"]
+    rafdb.main([*flags, "--raf_path", str(folder / "raf"), "--output_dir", str(folder / "run")])
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def photo() -> Path:
     """A photo of one face (Grace Hopper, US Navy), which matplotlib brings along: 512x600."""
     return Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")

@@ -24,7 +24,7 @@ AUGMENT = Augmentation(flip=0.5, geometric=0.5, rotation=20, crop_padding=32 / 2
 
 
 def make_run(folder, device=CPU, autocast=None) -> Run:
-    args = argparse.Namespace(epochs=1, batch_size=16, image_size=32, workers=0, seed=5)
+    args = argparse.Namespace(epochs=1, batch_size=16, image_size=32, workers=0, seed=5, toy=False)
     return Run(args, "RAF-DB", tuple("abcdefg"), device, autocast, folder)
 
 

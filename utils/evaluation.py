@@ -48,7 +48,7 @@ def evaluate_checkpoint(
     print(per_class_table(metrics, data.class_names))
     print(
         f"\naccuracy {100 * metrics.accuracy:.2f} %, balanced accuracy "
-        f"{100 * metrics.balanced_accuracy:.2f} %, {len(data.val)} images of {data.name}"
+        f"{100 * metrics.balanced_accuracy:.2f} %, {len(data.val)} images of {run.title}"
     )
     _write(run, trained, data, evaluation, with_tsne=args.tsne)
     return evaluation
@@ -94,7 +94,7 @@ def _write(
     table.insert(1, "label", [names[i] for i in evaluation.labels])
     table.insert(2, "prediction", [names[i] for i in evaluation.predictions])
     table.to_csv(folder / "predictions.csv", index=False, float_format="%.6f")
-    title = f"{data.name}: {100 * metrics.accuracy:.2f} %"
+    title = f"{run.title}: {100 * metrics.accuracy:.2f} %"
     plots.plot_confusion(metrics.confusion, names, folder / "confusion_matrix.png", title=title)
     files = "metrics.json predictions.csv confusion_matrix.png"
     if with_tsne:

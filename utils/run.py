@@ -33,10 +33,15 @@ class Run:
     output_dir: Path
 
     @property
+    def title(self) -> str:
+        """For pictures: nobody should take a toy accuracy for one on the real faces."""
+        return f"toy {self.dataset}" if self.args.toy else self.dataset
+
+    @property
     def config(self) -> dict[str, Any]:
         """Every flag of the training, resolved, in plain types; what checkpoints hold."""
         precision = "fp32" if self.autocast is None else "bf16"
-        flags = {key: value for key, value in vars(self.args).items() if key not in EVALUATION_FLAGS}
+        flags = {k: v for k, v in vars(self.args).items() if k not in EVALUATION_FLAGS}
         return {**flags, "device": str(self.device), "precision": precision}
 
 

@@ -33,12 +33,12 @@ def write_metrics(folder: Path, history: History) -> None:
 def draw_pictures(run: Run, history: History, confusion: np.ndarray) -> None:
     """curves.png, and confusion_matrix.png of the best epoch."""
     best = best_row(history)
-    plots.plot_curves(history, run.output_dir / "curves.png", title=f"DAN on {run.dataset}")
+    plots.plot_curves(history, run.output_dir / "curves.png", title=f"DAN on {run.title}")
     plots.plot_confusion(
         confusion,
         run.class_names,
         run.output_dir / "confusion_matrix.png",
-        title=f"{run.dataset}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
+        title=f"{run.title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
     )
 
 
@@ -60,7 +60,8 @@ def print_end(run: Run, history: History) -> None:
     best, last = best_row(history), history[-1]
     weights = run.output_dir / "best.pth"
     print(
-        f"\nbest accuracy {_percents(best)} at epoch {best['epoch']}, last {_percents(last)}\n"
+        f"\n{run.title}: best accuracy {_percents(best)} at epoch {best['epoch']}, "
+        f"last {_percents(last)}\n"
         f"files in {run.output_dir}/: best.pth last.pth metrics.csv curves.png "
         "confusion_matrix.png config.json\n"
         f"try next: python run_grad_cam.py --checkpoint {weights}\n"

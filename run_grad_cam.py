@@ -1,0 +1,215 @@
+"""Draw what each attention head of a trained DAN looks at.
+
+python run_grad_cam.py --checkpoint models/rafdb/best.pth
+python run_grad_cam.py --checkpoint FILE --images photo.jpg folder/ --method attention
+python run_grad_cam.py --checkpoint FILE --target fear --output cam_fear
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from networks.dan import DAN
+from utils import cli
+from utils.checkpoint import TrainedModel, read_trained
+from utils.errors import UserError, exit_on_user_error
+from utils.head_maps import ATTENTION, METHODS, PER_CHANNEL, head_maps, normalise
+from utils.images import read_rgb
+from utils.map_sheets import Explained, Overview, write_pictures
+from utils.pictures import Picture, find_labels, is_below, list_files, spread, unique_names
+from utils.readers import FaceData, read_affectnet, read_rafdb
+from utils.run import make_writable_folder, resolve_device
+from utils.transforms import preprocess
+
+DEFAULT_LIMIT = 16  # of the data set's images, where none are named
+# Where the data of the released files lies, which carry no configuration to say so.
+RELEASED_DATA = {
+    "RAF-DB": {"raf_path": "datasets/raf-basic"},
+    "AffectNet": {"aff_path": "datasets/AffectNet"},
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    # ---- flags -----------------------------------------------------------------------------------
+    args = parse(argv)
+    trained = read_trained(args.checkpoint, dataset=args.dataset)
+    if args.target not in ("predicted", "label", *trained.class_names):
+        names = ", ".join(trained.class_names)
+        raise UserError(f"--target {args.target}: unknown; use predicted, label or one of {names}")
+    device = resolve_device(args.device)
+
+    # ---- pictures --------------------------------------------------------------------------------
+    pictures = choose_pictures(trained, args.images, args.limit, args.output)
+    unlabelled = [picture.path for picture in pictures if picture.label is None]
+    if args.target == "label" and unlabelled:
+        raise UserError(
+            f"{unlabelled[0]}: has no label that {trained.path} knows of; --target label needs "
+            "images of the data set that it was trained on"
+        )
+    output = make_writable_folder(args.output)
+    if trained.toy and args.images:
+        print(f"note: {trained.path} has only ever seen drawn faces", file=sys.stderr)
+
+    # ---- network ---------------------------------------------------------------------------------
+    model = DAN(num_class=trained.num_class, num_head=trained.num_head)
+    trained.load_into(model)
+    model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    # ---- maps ------------------------------------------------------------------------------------
+    # One picture at a time where each is thousands of passes, so that the progress is seen.
+    batch_size = 1 if args.method in PER_CHANNEL else args.batch_size
+    overview = Overview(output)
+    bar = tqdm(total=len(pictures), desc=args.method, unit="img", leave=False, disable=None)
+    with bar:
+        for batch in read_batches(pictures, batch_size, bar):
+            inputs = [torch.tensor(image).permute(2, 0, 1)[None] for _, image in batch]
+            inputs = torch.cat([preprocess(image, trained.image_size) for image in inputs])
+            targets = [asked_class(picture, trained, args.target) for picture, _ in batch]
+            result = head_maps(model, inputs.to(device), method=args.method, targets=targets)
+            for (picture, image), probabilities, explained, maps in zip(
+                batch, result.probabilities, result.targets, result.maps, strict=True
+            ):
+                name = trained.class_names[explained]
+                drawn = Explained(
+                    name=picture.name,
+                    image=image,
+                    maps=normalise(maps),
+                    prediction=trained.class_names[probabilities.argmax()],
+                    probability=probabilities.max().item(),
+                    label=None if picture.label is None else trained.class_names[picture.label],
+                    explains=args.method if args.method == ATTENTION else f"{args.method}, {name}",
+                )
+                write_pictures(drawn, output)
+                overview.add(drawn)
+                bar.update()
+    if not overview.count:
+        raise UserError(f"none of the {len(pictures)} images could be read")
+    pages = overview.finish()
+    print(
+        f"{overview.count} of {len(pictures)} images, {trained.num_head} heads, {args.method}; "
+        f"in {output}/: *_head*_cam.jpg, *_sheet.jpg and {', '.join(page.name for page in pages)}"
+    )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", required=True, help="a best.pth, or a released file"
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help="face images or folders of them (default: the test images of the data set that the "
+        "checkpoint was trained on)",
+    )
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="kind of map")
+    parser.add_argument(
+        "--target",
+        default="predicted",
+        metavar="{predicted,label,CLASS}",
+        help="class that the maps explain, by name or for each image",
+    )
+    parser.add_argument(
+        "--limit",
+        type=cli.positive_int,
+        metavar="N",
+        help=f"at most N images, evenly spread (default: {DEFAULT_LIMIT} of the data set, "
+        "all of --images)",
+    )
+    parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="images a pass")
+    parser.add_argument("--output", metavar="DIR", default="cam_result", help="where pictures go")
+    cli.add_dataset_flag(parser)
+    cli.add_device_flag(parser)
+    return parser.parse_args(argv)
+
+
+def choose_pictures(
+    trained: TrainedModel, paths: Sequence[str] | None, limit: int | None, output: str
+) -> list[Picture]:
+    """The images that were named, else the data set's test images; with labels where known.
+
+    Raises:
+        UserError: there is none, or the data set is needed and not there or not whole.
+    """
+    if paths is None:
+        data = read_data(trained)
+        if data is None:
+            raise UserError(f"{trained.path}: does not say where its data lies; name --images")
+        chosen = spread(len(data.val), DEFAULT_LIMIT if limit is None else limit)
+        files = [data.val.path(i) for i in chosen]
+        labels = data.val.labels[chosen].tolist()
+    else:
+        files = list_files(paths, output=output)
+        if not files:
+            raise UserError("none of --images is there; check the paths")
+        files = [files[i] for i in spread(len(files), limit)]
+        root = data_root(trained)
+        inside = root is not None and any(is_below(file, root) for file in files)
+        data = read_data(trained) if inside else None
+        labels = find_labels(files, (data.train, data.val) if data else ())
+    return [Picture(*fields) for fields in zip(files, unique_names(files), labels, strict=True)]
+
+
+def data_config(trained: TrainedModel) -> dict[str, Any]:
+    return trained.config or RELEASED_DATA.get(trained.dataset, {})
+
+
+def data_root(trained: TrainedModel) -> str | None:
+    """Where the data set lies that the checkpoint was trained on, as far as it says."""
+    config = data_config(trained)
+    return config.get("raf_path", config.get("aff_path"))
+
+
+def read_data(trained: TrainedModel) -> FaceData | None:
+    """The data set that the checkpoint was trained on, by the flag that named it; None if none.
+
+    Raises:
+        UserError: it is not there or not whole, or has other classes.
+    """
+    config = data_config(trained)
+    if "raf_path" in config:
+        data = read_rafdb(config["raf_path"])
+    elif "aff_path" in config:
+        data = read_affectnet(config["aff_path"], num_class=trained.num_class)
+    else:
+        return None
+    if data.class_names != trained.class_names:
+        raise UserError(
+            f"{trained.path}: trained on {', '.join(trained.class_names)}, but {data.val.root} "
+            f"now has {', '.join(data.class_names)}; name --images"
+        )
+    return data
+
+
+def asked_class(picture: Picture, trained: TrainedModel, target: str) -> int | None:
+    """The index of the class to explain, None for whichever is predicted."""
+    if target == "predicted":
+        return None
+    return picture.label if target == "label" else trained.class_names.index(target)
+
+
+def read_batches(
+    pictures: Sequence[Picture], batch_size: int, bar: tqdm
+) -> Iterator[list[tuple[Picture, np.ndarray]]]:
+    """Pictures with their pixels (h, w, 3) uint8; unreadable ones get a line and are left out."""
+    for start in range(0, len(pictures), batch_size):
+        batch = []
+        for picture in pictures[start : start + batch_size]:
+            try:
+                batch.append((picture, read_rgb(picture.path)))
+            except UserError as error:
+                bar.write(f"skipped: {error}", file=sys.stderr)
+                bar.update()
+        if batch:
+            yield batch
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
