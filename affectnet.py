@@ -27,7 +27,7 @@ TOY = {
     "image_size": 100,
     "batch_size": 32,
     "lr": 5e-4,
-    "epochs": 6,
+    "epochs": 5,
 }
 
 
