@@ -41,8 +41,9 @@ def main(argv: list[str] | None = None) -> None:
         run_name="affectnet-8",
         toy=TOY,
     )
-    parser.add_argument("--aff_path", default="datasets/AffectNet", help="AffectNet's folder")
-    parser.add_argument(
+    data = parser.add_argument_group("data")
+    data.add_argument("--aff_path", default="datasets/AffectNet", help="AffectNet's folder")
+    data.add_argument(
         "--num_class",
         type=int,
         choices=(7, 8),

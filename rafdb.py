@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.recipe_parser(
         __doc__, batch_size=256, lr=0.1, epochs=40, run_name="rafdb", toy=TOY
     )
-    parser.add_argument("--raf_path", default="datasets/raf-basic", help="RAF-DB's folder")
+    data = parser.add_argument_group("data")
+    data.add_argument("--raf_path", default="datasets/raf-basic", help="RAF-DB's folder")
     args = cli.parse(parser, argv, toy=TOY)
 
     # ---- data ------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ writes `train/0` ... `train/7` and `val/0` ... `val/7`, the list `affectnet.csv`
 row that was dropped and why, `convert_report.csv`. Interrupted and started again, it continues.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
 from utils.affectnet.crops import crop_files
 from utils.affectnet.links import TEMPORARY, place_file, temporary
 from utils.affectnet.releases import BOX, REPOSITORY, read_release
+from utils.cli import Parser
 from utils.errors import UserError, exit_on_user_error
 from utils.images import IMAGE_SUFFIXES
 from utils.labels import AFFECTNET, AFFECTNET_COUNTS
@@ -210,9 +210,7 @@ def _summarize(release: str, output: Path, faces: pd.DataFrame) -> Conversion:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--aff_path", default="datasets/AffectNet", help="folder of the release")
     parser.add_argument("--output", help="folder for train/ and val/ (default: --aff_path)")
     parser.add_argument("--copy", action="store_true", help="copy images instead of linking them")

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,9 @@ def resolve_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N` -> a device that is there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
         raise UserError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
+    kind, _, index = name.partition(":")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
@@ -167,6 +168,8 @@ def build(run: Run, network: type[nn.Module], loss: type[nn.Module]) -> tuple[nn
         UserError: weights that are not there, or not a ResNet-18's; flags that do not fit.
     """
     args, num_class = run.args, len(run.class_names)
+    if args.batch_size < 2:
+        raise UserError("--batch_size 1: BatchNorm cannot train on one image; use 2 or more")
     if args.num_center is not None and args.num_center < num_class:
         raise UserError(f"--num_center {args.num_center}: there are {num_class} classes; use more")
     weights = read_pretrained(args.pretrained)

@@ -7,7 +7,6 @@ eyes and mouth carry the label and nothing else does; nobody is in both the trai
 images; the same parameters give the same files.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from tqdm import tqdm
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.cli import Parser
 from utils.errors import UserError, exit_on_user_error
 from utils.labels import AFFECTNET
 from utils.toy.drawing import ToyFace, draw_face
@@ -199,10 +199,7 @@ def _draw_faces(folder: Path, toy: ToySet, task: tuple[str, range]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Draw a toy data set of faces with expressions, or a sheet of them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--layout", choices=("rafdb", "affectnet"), default="rafdb")
     parser.add_argument("--output", metavar="DIR", help="folder that becomes the data set")
     counts = "{rafdb} for RAF-DB, {affectnet} for AffectNet".format
