@@ -24,7 +24,7 @@ from utils.toy_faces import write_affectnet
 TOY = {
     "aff_path": "datasets/toy-AffectNet",
     "pretrained": "none",
-    "image_size": 100,
+    "image_size": 96,
     "batch_size": 32,
     "lr": 5e-4,
     "epochs": 5,

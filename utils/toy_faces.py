@@ -31,7 +31,7 @@ from utils.toy.sets import SPLITS, ToySet
 
 MARKER = "toy.json"  # in a finished set's folder: what it was drawn from
 FACES_PER_TASK = 50
-DEFAULT_TRAIN = {"rafdb": 700, "affectnet": 1440}
+DEFAULT_TRAIN = {"rafdb": 700, "affectnet": 1800}
 DEFAULT_TEST = {"rafdb": 210, "affectnet": 240}
 
 
