@@ -1,5 +1,7 @@
 """What a network must show that has learned the toy faces."""
 
+import json
+
 import pytest
 import torch
 
@@ -31,6 +33,17 @@ def test_learns_people_it_has_not_seen(toy_run):
 def test_says_that_it_knows_toy_faces_only(learned, toy_run):
     trained, _, _ = learned
     assert trained.toy and trained.config["image_size"] == rafdb.TOY["image_size"]
+
+
+def test_evaluates_on_the_toy_test_images(learned, toy_run, capsys):
+    trained, _, split = learned
+    flags = ["--toy", "--raf_path", trained.config["raf_path"], "--device", "cpu"]
+    rafdb.main([*flags, "--evaluate", "--checkpoint", str(toy_run / "best.pth"), "--tsne"])
+    metrics = json.loads((toy_run / "best-evaluation" / "metrics.json").read_text())
+    best = max(row["val_accuracy"] for row in load(toy_run / "last.pth")["metrics"])
+    # Training evaluates in bf16 where that is native, --evaluate in float32.
+    assert metrics["accuracy"] == pytest.approx(best, abs=2 / len(split))
+    assert f"{len(split)} images of toy RAF-DB" in capsys.readouterr().out
 
 
 def test_inference_form_and_bf16_predict_the_same(learned):

@@ -107,8 +107,9 @@ def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) ->
     args = parser.parse_args(argv)
     if args.evaluate != (args.checkpoint is not None):
         parser.error("--evaluate and --checkpoint FILE go together")
-    if args.toy or args.evaluate:
-        parser.set_defaults(**(toy if args.toy else {}), **(EVALUATE if args.evaluate else {}))
+    presets = {**(toy if args.toy else {}), **(EVALUATE if args.evaluate else {})}
+    if presets:
+        parser.set_defaults(**presets)
         args = parser.parse_args(argv)
     return args
 
