@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -38,9 +39,10 @@ def evaluate(toy_raf, path, *more):
     rafdb.main(["--raf_path", str(toy_raf), "--evaluate", "--checkpoint", str(path), *HOST, *more])
 
 
-def test_files_and_table(toy_raf, small_run, capsys):
-    evaluate(toy_raf, small_run / "best.pth", "--tsne")
-    folder = small_run / "best-evaluation"
+def test_files_and_table(toy_raf, small_run, tmp_path, capsys):
+    shutil.copy(small_run / "best.pth", tmp_path)
+    evaluate(toy_raf, tmp_path / "best.pth", "--tsne")
+    folder = tmp_path / "best-evaluation"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"] == 21 and set(metrics["per_class"]) == set(RAFDB)
     with open(folder / "predictions.csv") as file:
