@@ -38,9 +38,9 @@ def small_run(tmp_path_factory, toy_raf):
 
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory):
-    """The folder of a toy run, somewhat shortened, that has learned: a minute on two cores."""
+    """The folder of `rafdb.py --toy`, which has learned: two minutes on two cores."""
     folder = tmp_path_factory.mktemp("learned")
-    flags = ["--toy", "--device", "cpu", "--epochs", "7", "--workers", "2"]
+    flags = ["--toy", "--device", "cpu", "--workers", "2"]
     rafdb.main([*flags, "--raf_path", str(folder / "raf"), "--output_dir", str(folder / "run")])
     return folder / "run"
 

@@ -76,4 +76,9 @@ def test_gradients_and_three_optimizer_steps(case):
     centers = criterion.affinity.centers.detach()
     np.testing.assert_allclose(centers, case["after_centers"], rtol=1e-7)
     sums = [value.abs().sum().item() for value in model.state_dict().values()]
-    np.testing.assert_allclose(sums, case["after_state_abs_sum"], rtol=1e-7)
+    # A bias in front of a BatchNorm has a gradient of rounding errors alone, which Adam scales up
+    # and which differ from one number of threads to another.
+    vanishing = set(case["param_names"][case["grad_norms"] < 1e-9])
+    rtol = [1e-5 if key in vanishing else 1e-7 for key in case["state_keys"]]
+    difference = np.abs(sums - case["after_state_abs_sum"])
+    assert (difference <= rtol * case["after_state_abs_sum"]).all()

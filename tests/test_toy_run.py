@@ -27,7 +27,7 @@ def learned(toy_run):
 
 def test_learns_people_it_has_not_seen(toy_run):
     """Chance is 14 %."""
-    assert max(row["val_accuracy"] for row in load(toy_run / "last.pth")["metrics"]) > 0.8
+    assert load(toy_run / "last.pth")["metrics"][-1]["val_accuracy"] >= 0.9
 
 
 def test_says_that_it_knows_toy_faces_only(learned, toy_run):
@@ -65,4 +65,4 @@ def test_heat_maps_lie_on_brows_eyes_and_mouth(learned, method):
     """The renderer knows where they are; 1 would be chance."""
     trained, model, split = learned
     meaning = measure(model, split, num_images=70, image_size=trained.image_size, method=method)
-    assert meaning.faces > 40 and meaning.gain > 1.15 and meaning.above > 0.9
+    assert meaning.faces > 60 and meaning.gain > 1.15 and meaning.above > 0.9

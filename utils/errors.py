@@ -14,9 +14,13 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Print a `UserError` as one line on stderr and exit with code 2; let all else through."""
+    """Print a `UserError` as one line on stderr and exit with code 2, on Ctrl-C with 130; let all
+    else through."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted; what was saved before is intact", file=sys.stderr)
+        raise SystemExit(130) from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
