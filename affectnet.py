@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.evaluate:
         evaluation.evaluate_checkpoint(args, data, DAN, FusedDAN)
         return
-    print(data.summary())
+    print(data.summary(compare=not args.toy))
     run = start(args, data)
 
     # ---- network, losses and recipe --------------------------------------------------------------

@@ -116,7 +116,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", metavar="DIR", help="write annotated copies there (videos without sound)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write one JSON object a face and line")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write a JSON object a face, its box x, y, width, height in pixels of the file",
+    )
     cli.add_device_flag(parser)
     return parser.parse_args(argv)
 

@@ -90,7 +90,7 @@ class Findings:
         if view.frame is not None:
             where += f" frame {view.frame} ({view.seconds:.2f} s)"
         elif not view.faces:
-            self._say(view, f"{where}: no face found")
+            self._say(view, f"{where}: no face found (if it is all face: --whole_image)")
         for i, (face, row) in enumerate(zip(view.faces, probabilities, strict=True)):
             self.labels[int(row.argmax())] += 1
             number = f" face {i + 1} of {len(view.faces)}" if len(view.faces) > 1 else ""

@@ -53,7 +53,7 @@ class FaceData:
     def num_class(self) -> int:
         return len(self.class_names)
 
-    def summary(self) -> str:
+    def summary(self, *, compare: bool = True) -> str:
         """Images per class of both splits as aligned text, and whether they are the published."""
         counts = [split.counts(self.num_class) for split in (self.train, self.val)]
         width = max(len("total"), *map(len, self.class_names))
@@ -61,7 +61,7 @@ class FaceData:
         for name, train, val in zip(self.class_names, *counts, strict=True):
             lines.append(f"{name:<{width}}  {train:6d}  {val:6d}")
         lines.append(f"{'total':<{width}}  {len(self.train):6d}  {len(self.val):6d}")
-        if self.published is not None:
+        if compare and self.published is not None:
             same = all(map(np.array_equal, counts, self.published.values()))
             verdict = "are" if same else "differ from"
             lines.append(f"These {verdict} the published counts of {self.name}.")
