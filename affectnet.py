@@ -30,6 +30,16 @@ TOY = {
     "epochs": 5,
 }
 
+AUGMENT = transforms.Augmentation(
+    flip=0.5,
+    geometric=0.7,
+    rotation=20,
+    scale=(0.8, 1.0),
+    translate=0.2,
+    erasing=0.5,
+    erasing_scale=(0.02, 0.33),
+)
+
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
@@ -64,15 +74,6 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- network, losses and recipe --------------------------------------------------------------
     model, criterion = build(run, DAN, DANLoss)
-    augment = transforms.Augmentation(
-        flip=0.5,
-        geometric=0.7,
-        rotation=20,
-        scale=(0.8, 1.0),
-        translate=0.2,
-        erasing=0.5,
-        erasing_scale=(0.02, 0.33),
-    )
     parameters = [*model.parameters(), *criterion.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=args.lr)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.6)
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- training --------------------------------------------------------------------------------
     report(run, model)
     training = engine.Training(model, criterion, optimizer, scheduler)
-    engine.fit(run, training, data, augment, order=balanced)
+    engine.fit(run, training, data, AUGMENT, order=balanced)
 
 
 if __name__ == "__main__":

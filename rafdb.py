@@ -27,6 +27,15 @@ TOY = {
     "epochs": 11,
 }
 
+AUGMENT = transforms.Augmentation(
+    flip=0.5,
+    geometric=0.2,
+    rotation=20,
+    crop_padding=32 / 224,
+    erasing=0.5,
+    erasing_scale=(0.02, 0.25),
+)
+
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
@@ -49,14 +58,6 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- network, losses and recipe --------------------------------------------------------------
     model, criterion = build(run, DAN, DANLoss)
-    augment = transforms.Augmentation(
-        flip=0.5,
-        geometric=0.2,
-        rotation=20,
-        crop_padding=32 / 224,
-        erasing=0.5,
-        erasing_scale=(0.02, 0.25),
-    )
     parameters = [*model.parameters(), *criterion.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.1)
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- training --------------------------------------------------------------------------------
     report(run, model)
     training = engine.Training(model, criterion, optimizer, scheduler)
-    engine.fit(run, training, data, augment, order=shuffled)
+    engine.fit(run, training, data, AUGMENT, order=shuffled)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import affectnet
+import rafdb
 from networks.dan import DAN
 from networks.losses import DANLoss
 from tests.bench import yardstick
@@ -25,11 +27,6 @@ from utils.transforms import Augmentation
 
 SIZE = 224
 DRAWN = 512  # faces; a longer epoch goes through their files again
-# The recipes of rafdb.py and affectnet.py.
-RAFDB_AUGMENT = Augmentation(geometric=0.2, rotation=20, crop_padding=32 / 224)
-AFFECTNET_AUGMENT = Augmentation(
-    geometric=0.7, rotation=20, scale=(0.8, 1.0), translate=0.2, erasing_scale=(0.02, 0.33)
-)
 
 
 @dataclass(frozen=True)
@@ -116,13 +113,13 @@ def draw_sources(folder: Path, count: int) -> tuple[Source, Source]:
         Source(
             "100x100 from memory",
             read_rafdb(folder / "rafdb").train,
-            RAFDB_AUGMENT,
+            rafdb.AUGMENT,
             yardstick.RAFDB_TRAIN,
         ).resized(count),
         Source(
             "224x224 JPEGs",
             Split(jpegs, names, np.arange(drawn) % 7),
-            AFFECTNET_AUGMENT,
+            affectnet.AUGMENT,
             yardstick.AFFECTNET_TRAIN,
             streamed=True,
         ).resized(count),
