@@ -12,13 +12,14 @@ import torch
 from networks.dan import DAN
 from networks.fused import FusedDAN
 from networks.losses import DANLoss
-from utils import cli, engine, evaluation, transforms
+from utils import cli, distributed, engine, evaluation, resume, transforms
 from utils.convert_affectnet import convert
-from utils.data import balanced
 from utils.errors import exit_on_user_error
 from utils.readers import read_affectnet
 from utils.run import build, report, start
+from utils.sampling import balanced
 from utils.toy_faces import write_affectnet
+from utils.training import Training
 
 # What --toy presets; a flag that is given wins.
 TOY = {
@@ -60,17 +61,20 @@ def main(argv: list[str] | None = None) -> None:
         help="7 leaves out contempt (default: 8, or the class folders of another data set)",
     )
     args = cli.parse(parser, argv, toy=TOY)
+    resume.take_flags(args)
+    world = distributed.join(args.device)
 
     # ---- data ------------------------------------------------------------------------------------
     if args.toy:
-        write_affectnet(args.aff_path)
-        convert(args.aff_path)
+        with world.main_first():
+            write_affectnet(args.aff_path)
+            convert(args.aff_path)
     data = read_affectnet(args.aff_path, num_class=args.num_class)
     if args.evaluate:
-        evaluation.evaluate_checkpoint(args, data, DAN, FusedDAN)
+        evaluation.evaluate_checkpoint(args, data, world, DAN, FusedDAN)
         return
-    print(data.summary(compare=not args.toy))
-    run = start(args, data)
+    run = start(args, data, world)
+    run.say(data.summary(compare=not args.toy))
 
     # ---- network, losses and recipe --------------------------------------------------------------
     model, criterion = build(run, DAN, DANLoss)
@@ -80,8 +84,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- training --------------------------------------------------------------------------------
     report(run, model)
-    training = engine.Training(model, criterion, optimizer, scheduler)
-    engine.fit(run, training, data, AUGMENT, order=balanced)
+    training = Training(run, model, criterion, optimizer, scheduler)
+    engine.fit(training, data, AUGMENT, order=balanced)
 
 
 if __name__ == "__main__":

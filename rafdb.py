@@ -10,12 +10,13 @@ import torch
 from networks.dan import DAN
 from networks.fused import FusedDAN
 from networks.losses import DANLoss
-from utils import cli, engine, evaluation, transforms
-from utils.data import shuffled
+from utils import cli, distributed, engine, evaluation, resume, transforms
 from utils.errors import exit_on_user_error
 from utils.readers import read_rafdb
 from utils.run import build, report, start
+from utils.sampling import shuffled
 from utils.toy_faces import write_rafdb
+from utils.training import Training
 
 # What --toy presets; a flag that is given wins.
 TOY = {
@@ -45,16 +46,19 @@ def main(argv: list[str] | None = None) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--raf_path", default="datasets/raf-basic", help="RAF-DB's folder")
     args = cli.parse(parser, argv, toy=TOY)
+    resume.take_flags(args)
+    world = distributed.join(args.device)
 
     # ---- data ------------------------------------------------------------------------------------
     if args.toy:
-        write_rafdb(args.raf_path)
+        with world.main_first():
+            write_rafdb(args.raf_path)
     data = read_rafdb(args.raf_path)
     if args.evaluate:
-        evaluation.evaluate_checkpoint(args, data, DAN, FusedDAN)
+        evaluation.evaluate_checkpoint(args, data, world, DAN, FusedDAN)
         return
-    print(data.summary(compare=not args.toy))
-    run = start(args, data)
+    run = start(args, data, world)
+    run.say(data.summary(compare=not args.toy))
 
     # ---- network, losses and recipe --------------------------------------------------------------
     model, criterion = build(run, DAN, DANLoss)
@@ -64,8 +68,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- training --------------------------------------------------------------------------------
     report(run, model)
-    training = engine.Training(model, criterion, optimizer, scheduler)
-    engine.fit(run, training, data, AUGMENT, order=shuffled)
+    training = Training(run, model, criterion, optimizer, scheduler)
+    engine.fit(training, data, AUGMENT, order=shuffled)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,22 @@
 
 All of it is computed in float32 or wider whatever autocast says: squared distances over 512
 dimensions and a variance that may vanish do not survive half precision.
+
+Each loss is a function of means over the batch. Where several processes share a batch, they are
+given a mean over all of it, and then each computes the loss of the whole batch.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.dan import DANOutput, at_least_float32
+
+# (N,), a number an image -> their mean over the whole batch, a scalar.
+BatchMean = Callable[[Tensor], Tensor]
 
 # Keeps the partition loss finite where all heads agree; float64's, also in float32, as released.
 EPSILON = torch.finfo(torch.float64).eps
@@ -24,13 +32,15 @@ class AffinityLoss(nn.Module):
     Args:
         num_class: centres, one a class (at least 2, one alone has no variance).
         feat_dim: channels of the features.
+        batch_mean: over the images of all processes that share a batch.
     """
 
-    def __init__(self, *, num_class: int, feat_dim: int = 512):
+    def __init__(self, *, num_class: int, feat_dim: int = 512, batch_mean: BatchMean = torch.mean):
         super().__init__()
         if num_class < 2:
             raise ValueError(f"the variance of the centres needs two of them, got {num_class=}")
         self.num_class = num_class
+        self.batch_mean = batch_mean
         self.centers = nn.Parameter(torch.randn(num_class, feat_dim))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -42,19 +52,27 @@ class AffinityLoss(nn.Module):
             # zeros beside the label's own distance too: each adds its floor of 1e-12.
             distance = (pooled - centers[labels]).square().sum(dim=1).clamp(1e-12, 1e12)
             floor = 1e-12 * (self.num_class - 1)
-            return (distance.mean() + floor) / centers.var(dim=0).sum()
+            return (self.batch_mean(distance) + floor) / centers.var(dim=0).sum()
 
 
 class PartitionLoss(nn.Module):
-    """Push the heads apart: L = log(1 + K / variance of the heads), 0 for a single head."""
+    """Push the heads apart: L = log(1 + K / variance of the heads), 0 for a single head.
+
+    Args:
+        batch_mean: over the images of all processes that share a batch.
+    """
+
+    def __init__(self, *, batch_mean: BatchMean = torch.mean):
+        super().__init__()
+        self.batch_mean = batch_mean
 
     def forward(self, heads: Tensor) -> Tensor:
         """heads: (N, K, 512) -> scalar."""
         num_head = heads.shape[1]
         if num_head == 1:
             return at_least_float32(heads.new_zeros(()))
-        variance = at_least_float32(heads).var(dim=1).mean()
-        return torch.log1p(num_head / (variance + EPSILON))
+        variance = at_least_float32(heads).var(dim=1).mean(dim=1)  # (N,)
+        return torch.log1p(num_head / (self.batch_mean(variance) + EPSILON))
 
 
 class DANLosses(NamedTuple):
@@ -74,6 +92,7 @@ class DANLoss(nn.Module):
         num_center: centres of the affinity loss, as many as classes unless given. The released
             RAF-DB script kept 8 for its 7 classes.
         affinity_weight, partition_weight: weights beside the cross-entropy's 1.
+        batch_mean: over the images of all processes that share a batch.
     """
 
     def __init__(
@@ -83,20 +102,22 @@ class DANLoss(nn.Module):
         num_center: int | None = None,
         affinity_weight: float = 1.0,
         partition_weight: float = 1.0,
+        batch_mean: BatchMean = torch.mean,
     ):
         super().__init__()
         num_center = num_class if num_center is None else num_center
         if num_center < num_class:
             raise ValueError(f"each class needs a centre, got {num_center=} for {num_class=}")
-        self.cross_entropy = nn.CrossEntropyLoss()
-        self.affinity = AffinityLoss(num_class=num_center)
-        self.partition = PartitionLoss()
+        self.batch_mean = batch_mean
+        self.affinity = AffinityLoss(num_class=num_center, batch_mean=batch_mean)
+        self.partition = PartitionLoss(batch_mean=batch_mean)
         self.affinity_weight = affinity_weight
         self.partition_weight = partition_weight
 
     def forward(self, output: DANOutput, labels: Tensor) -> DANLosses:
         """output: DAN's for N images, labels: (N,) int64."""
-        cross_entropy = self.cross_entropy(at_least_float32(output.logits), labels)
+        logits = at_least_float32(output.logits)
+        cross_entropy = self.batch_mean(F.cross_entropy(logits, labels, reduction="none"))
         affinity = self.affinity(output.features, labels)
         partition = self.partition(output.heads)
         total = cross_entropy + self.affinity_weight * affinity + self.partition_weight * partition

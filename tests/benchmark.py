@@ -31,19 +31,20 @@ from tests.bench.pipelines import (
     SIZE,
     Setup,
     Source,
-    Training,
+    bare_steps,
     draw_sources,
     train_ours,
     train_released,
+    training_of,
+    whole_epoch,
 )
 from tests.bench.yardstick import Yardstick, YardstickTraining
 from tests.grad_cam_speed import maps_one_by_one
 from utils import cli, engine
-from utils.data import shuffled
 from utils.errors import exit_on_user_error
 from utils.head_maps import head_maps
-from utils.labels import RAFDB
-from utils.run import Run, device_name, resolve_device, resolve_precision
+from utils.run import device_name, resolve_device, resolve_precision
+from utils.sampling import shuffled
 from utils.seed import generator
 
 
@@ -51,11 +52,10 @@ def measure_training_step(setup: Setup, table: Table) -> None:
     images, labels = setup.batch(setup.batch_size)
     last = images.contiguous(memory_format=torch.channels_last)
     released = partial(YardstickTraining(setup.device).step, images, labels)
-    variants = {"": partial(Training(setup).steps, last, labels)}
+    plain = replace(setup, compile=False)
+    variants = {"": partial(bare_steps, training_of(plain), last, labels)}
     if setup.compile:
-        compiled = Training(setup)
-        compiled.model = torch.compile(compiled.model, dynamic=False)
-        variants[", compiled"] = partial(compiled.steps, last, labels)
+        variants[", compiled"] = partial(bare_steps, training_of(setup), last, labels)
         print_warm_up("training step", setup, variants[", compiled"])
     theirs, *seconds = setup.watch.medians(released, *variants.values(), times=2)
     for name, ours in zip(variants, seconds, strict=True):
@@ -65,22 +65,14 @@ def measure_training_step(setup: Setup, table: Table) -> None:
 def measure_epoch(setup: Setup, table: Table, source: Source) -> None:
     """A training epoch with loading, and the same steps on a fixed batch beside it."""
     count = len(source.split)
-    released, training = YardstickTraining(setup.device), Training(setup)
+    released, training = YardstickTraining(setup.device), training_of(setup)
     images, labels = setup.batch(setup.batch_size)
     images = images.contiguous(memory_format=torch.channels_last)
     loader = source.loader(setup, order=shuffled)
-    run = Run(
-        argparse.Namespace(seed=0, image_size=SIZE),
-        dataset="toy",
-        class_names=RAFDB,
-        device=setup.device,
-        autocast=setup.autocast,
-        output_dir=Path(),
-    )
     theirs, ours, bare = setup.watch.medians(
         partial(released.epoch, source.plain_loader(setup, shuffle=True)),
-        partial(engine.train_one_epoch, run, training, loader, source.augment, 1),
-        partial(training.steps, images, labels, len(loader)),
+        partial(whole_epoch, training, loader, source.augment),
+        partial(bare_steps, training, images, labels, len(loader)),
         warm_up=setup.device.type == "cuda",
     )
     table.rates(f"training epoch, {source.name}", count, theirs, ours)
@@ -135,7 +127,7 @@ def measure_host(setup: Setup, table: Table, source: Source) -> None:
         theirs, loaded, augmented = replace(setup.watch, device=cpu).medians(
             lambda: list(source.plain_loader(setup, shuffle=True)),
             lambda: list(loader.epoch()),
-            lambda: [source.augment(x, SIZE, generator(0)) for x, _ in loader.epoch()],
+            lambda: [source.augment(x, SIZE, generator(0)) for x, *_ in loader.epoch()],
             times=3,
         )
     table.rates(f"one core, {source.name}", setup.batch_size, theirs, loaded)

@@ -1,5 +1,6 @@
 """Toy faces, short runs, a photo and checkpoints that several test files share."""
 
+import argparse
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,13 @@ from utils.toy_faces import write_rafdb
 # The smallest settings that still run everything there is.
 SMALL = ["--pretrained", "none", "--image_size", "32", "--workers", "0", "--batch_size", "16"]
 SMALL += ["--num_head", "2", "--device", "cpu"]
+
+
+def training_args(**flags) -> argparse.Namespace:
+    """The flags of a training run that other code than the scripts' looks at."""
+    usual = {"epochs": 1, "batch_size": 16, "image_size": 32, "workers": 0, "seed": 5}
+    usual |= {"toy": False, "compile": False, "skip_bad_images": False, "command": ["rafdb.py"]}
+    return argparse.Namespace(**(usual | flags))
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 import utils.data
-from utils.data import FaceLoader, balanced, in_order, shuffled
+from utils.data import FaceLoader
+from utils.distributed import World
 from utils.errors import UserError
 from utils.readers import Split
+from utils.sampling import balanced, in_order, shuffled
 
 CPU = torch.device("cpu")
 
@@ -32,7 +34,7 @@ def load(split, *, cached=True, epoch=0, **kwargs):
         loader = FaceLoader(split, **kwargs)
     assert loader.cached is cached
     batches = [
-        (images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels in loader.epoch(epoch)
+        (images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels, *_ in loader.epoch(epoch)
     ]
     assert len(batches) == len(loader)
     return batches
@@ -63,7 +65,7 @@ def test_workers_that_stay_follow_the_epoch(tmp_path):
             split, batch_size=4, image_size=16, device=CPU, order=shuffled, workers=1
         )
     for epoch in (0, 1, 0):
-        seen = [images[:, 0, 0, 0].tolist() for images, _ in loader.epoch(epoch)]
+        seen = [images[:, 0, 0, 0].tolist() for images, *_ in loader.epoch(epoch)]
         assert seen == [indices for indices, _ in load(split, order=shuffled, epoch=epoch)]
 
 
@@ -83,12 +85,72 @@ def test_balanced_draws_each_class_equally():
 
 
 @pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize(("count", "sizes"), [(9, [4, 4]), (10, [4, 4, 2]), (8, [4, 4])])
-def test_last_training_batch_of_one_is_dropped_and_any_other_kept(tmp_path, cached, count, sizes):
+@pytest.mark.parametrize(("count", "sizes"), [(9, [4, 5]), (10, [4, 4, 2]), (8, [4, 4])])
+def test_last_training_batch_of_one_joins_the_one_before(tmp_path, cached, count, sizes):
     """A batch of one image crashed the released code in BatchNorm."""
     split = make_split(tmp_path, [(8, 8)] * count)
-    batches = load(split, cached=cached, drop_single=True)
+    batches = load(split, cached=cached, order=shuffled, smallest=2)
     assert [len(labels) for _, labels in batches] == sizes
+    assert sorted(index for indices, _ in batches for index in indices) == list(range(count))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("count", [20, 21, 23])
+def test_processes_share_each_batch(tmp_path, cached, count):
+    """Together they see what one process sees, batch by batch, and each image once."""
+    split = make_split(tmp_path, [(8, 8)] * count)
+    kind = {"cached": cached, "order": shuffled, "batch_size": 6, "epoch": 2}
+    alone = load(split, **kind, smallest=4)
+    shares = [load(split, **kind, smallest=2, world=World(rank, 2)) for rank in range(2)]
+    for whole, first, second in zip(alone, *shares, strict=True):
+        assert (first[0] + second[0], first[1] + second[1]) == whole
+        assert len(first[0]) >= 2 and abs(len(first[0]) - len(second[0])) <= 1
+
+
+def test_shares_of_a_batch_say_where_they_stand(tmp_path):
+    split = make_split(tmp_path, [(8, 8)] * 5)
+    loader = FaceLoader(split, batch_size=5, image_size=8, device=CPU, world=World(1, 2))
+    batch = next(loader.epoch())
+    assert (batch.places.tolist(), batch.size) == ([2, 3, 4], 5)
+
+
+def test_batches_too_small_for_the_processes_are_refused(tmp_path):
+    split = make_split(tmp_path, [(8, 8)] * 9)
+    with pytest.raises(UserError, match="too small for 4 processes"):
+        load(split, world=World(0, 4), smallest=2)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_epoch_goes_on_from_any_step(tmp_path, cached):
+    split = make_split(tmp_path, [(8, 8)] * 11)
+    whole = load(split, cached=cached, order=shuffled, epoch=3)
+    with pytest.MonkeyPatch.context() as patch:
+        if not cached:
+            patch.setattr(utils.data, "CACHE_SHARE", 0)
+        loader = FaceLoader(split, batch_size=4, image_size=16, device=CPU, order=shuffled)
+    for start in (1, 2, 3):
+        rest = [images[:, 0, 0, 0].tolist() for images, *_ in loader.epoch(3, start)]
+        assert rest == [indices for indices, _ in whole[start:]]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_can_be_left_out(tmp_path, cached, workers):
+    """The others keep their places, and with those their augmentation."""
+    split = make_split(tmp_path, [(8, 8)] * 6)
+    for bad in (1, 4, 5):
+        (tmp_path / f"{bad}.png").write_bytes(b"not an image")
+    with pytest.MonkeyPatch.context() as patch:
+        if not cached:
+            patch.setattr(utils.data, "CACHE_SHARE", 0)
+        loader = FaceLoader(
+            split, batch_size=4, image_size=8, device=CPU, workers=workers, skip_bad=True
+        )
+    first, second = loader.epoch()
+    assert first.images[:, 0, 0, 0].tolist() == first.places.tolist() == [0, 2, 3]
+    assert first.labels.tolist() == [0, 2, 0] and first.size == 4
+    assert second.images.shape == (0, 3, 8, 8) and second.size == 2
+    assert set(loader.bad) == {1, 4, 5} and "4.png" in loader.bad[4]
 
 
 def test_evaluation_keeps_a_last_batch_of_one(tmp_path):
@@ -107,7 +169,7 @@ def test_evaluation_keeps_a_last_batch_of_one(tmp_path):
 )
 def test_stored_size(tmp_path, sizes, expected):
     loader = FaceLoader(make_split(tmp_path, sizes), batch_size=3, image_size=16, device=CPU)
-    images, _ = next(loader.epoch())
+    images, *_ = next(loader.epoch())
     assert images.shape == (3, 3, *expected) and images.dtype == torch.uint8
 
 
@@ -118,7 +180,7 @@ def test_pixels_are_the_files(tmp_path):
     for index, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     loader = FaceLoader(split, batch_size=2, image_size=16, device=CPU)
-    images, _ = next(loader.epoch())
+    images, *_ = next(loader.epoch())
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), pixels)
 
 

@@ -10,50 +10,53 @@ import rafdb
 from networks.dan import DAN
 from networks.losses import DANLoss, DANLosses
 from tests import golden
-from tests.conftest import SMALL
+from tests.conftest import SMALL, training_args
 from utils import checkpoint, engine
-from utils.data import FaceLoader, shuffled
+from utils.data import FaceLoader
 from utils.errors import UserError
 from utils.readers import read_rafdb
 from utils.run import Run, resolve_precision
+from utils.sampling import shuffled
 from utils.seed import generator
+from utils.training import LOSS_TERMS, Training
 from utils.transforms import Augmentation, preprocess
 
 CPU = torch.device("cpu")
 AUGMENT = Augmentation(flip=0.5, geometric=0.5, rotation=20, crop_padding=32 / 224)
 
 
-def make_run(folder, device=CPU, autocast=None) -> Run:
-    args = argparse.Namespace(epochs=1, batch_size=16, image_size=32, workers=0, seed=5, toy=False)
+def make_run(folder, device=CPU, autocast=None, **flags) -> Run:
+    args = training_args(**flags)
     return Run(args, "RAF-DB", tuple("abcdefg"), device, autocast, folder)
 
 
-def make_training(device=CPU, num_head=2):
+def make_training(run, num_head=2):
     torch.manual_seed(1)
-    model = DAN(num_class=7, num_head=num_head).to(device, memory_format=torch.channels_last)
-    criterion = DANLoss(num_class=7).to(device)
+    model = DAN(num_class=7, num_head=num_head)
+    model.to(run.device, memory_format=torch.channels_last)
+    criterion = DANLoss(num_class=7).to(run.device)
     parameters = [*model.parameters(), *criterion.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
-    return engine.Training(model, criterion, optimizer, scheduler)
+    return Training(run, model, criterion, optimizer, scheduler)
 
 
 def make_loader(split, device=CPU):
     return FaceLoader(
-        split, batch_size=16, image_size=32, device=device, order=shuffled, seed=5, drop_single=True
+        split, batch_size=16, image_size=32, device=device, order=shuffled, seed=5, smallest=2
     )
 
 
 def test_epoch_equals_a_plain_loop(toy_raf, tmp_path):
     data = read_rafdb(toy_raf)
     loader = make_loader(data.train)
-    ours = make_training()
-    row = engine.train_one_epoch(make_run(tmp_path), ours, loader, AUGMENT, epoch=3)
+    ours, plain = (make_training(make_run(tmp_path)) for _ in range(2))
+    ours.history = [{}, {}]  # two epochs are behind it
+    row = engine.train_one_epoch(ours, loader, AUGMENT)
 
-    plain = make_training()
     plain.model.train()
     totals, hits = [0.0] * 4, 0
-    for step, (images, labels) in enumerate(loader.epoch(3)):
+    for step, (images, labels, *_) in enumerate(loader.epoch(3)):
         output = plain.model(AUGMENT(images, 32, generator(5, 3, step)))
         losses = plain.criterion(output, labels)
         plain.optimizer.zero_grad()
@@ -61,23 +64,23 @@ def test_epoch_equals_a_plain_loop(toy_raf, tmp_path):
         plain.optimizer.step()
         totals = [t + loss.item() * len(labels) for t, loss in zip(totals, losses, strict=True)]
         hits += sum(output.logits.argmax(1).eq(labels).tolist())
-    assert step == 2  # 49 images in batches of 16: a last batch of one, which is left out
+    assert (step, len(labels)) == (2, 17)  # 49 images in batches of 16: the last one joins them
     for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    for term, total in zip(engine.LOSS_TERMS, totals, strict=True):
-        assert row[term] == pytest.approx(total / 48, rel=1e-6)
-    assert row["train_accuracy"] == pytest.approx(hits / 48)
-    assert row["lr"] == 0.01 and ours.optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+    for term, total in zip(LOSS_TERMS, totals, strict=True):
+        assert row[term] == pytest.approx(total / 49, rel=1e-6)
+    assert row["train_accuracy"] == pytest.approx(hits / 49)
+    assert (row["epoch"], row["lr"]) == (3, 0.01)
 
 
-def test_evaluation_shows_every_image_once_and_weights_by_batch(toy_raf):
+def test_evaluation_shows_every_image_once_and_weights_by_batch(toy_raf, tmp_path):
     """Batches of 16 and 5 give what all 21 images give at once."""
     split = read_rafdb(toy_raf).val
-    training = make_training()
+    training = make_training(make_run(tmp_path))
     loader = FaceLoader(split, batch_size=16, image_size=32, device=CPU)
     result = engine.evaluate(training.model, loader, 32, criterion=training.criterion)
     whole = FaceLoader(split, batch_size=21, image_size=32, device=CPU)
-    images, labels = next(whole.epoch())
+    images, labels, *_ = next(whole.epoch())
     with torch.no_grad():
         output = training.model.eval()(preprocess(images, 32))
         losses = training.criterion(output, labels)
@@ -117,12 +120,11 @@ class TurnsBad(nn.Module):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(toy_raf, tmp_path, value):
-    run, training = make_run(tmp_path), make_training()
-    run.args.epochs = 5
+    training = make_training(make_run(tmp_path, epochs=5))
     # An epoch's three steps and, in train mode too, the two of its evaluation go well.
-    training.criterion = TurnsBad(call=3 + 2 + 2, value=value)
+    training.criterion = training.losses_of.criterion = TurnsBad(call=3 + 2 + 2, value=value)
     with pytest.raises(UserError, match=rf"{value} in epoch 2, step 2"):
-        engine.fit(run, training, read_rafdb(toy_raf), AUGMENT, order=shuffled)
+        engine.fit(training, read_rafdb(toy_raf), AUGMENT, order=shuffled)
     content = checkpoint.load(tmp_path / "last.pth")
     assert content["iter"] == 1
     assert all(v.isfinite().all() for v in content["model_state_dict"].values())
@@ -141,9 +143,8 @@ def test_best_is_the_best_and_last_the_last(toy_raf, tmp_path, monkeypatch):
         return argparse.Namespace(metrics=metrics, losses=result.losses)
 
     monkeypatch.setattr(engine, "evaluate", scripted)
-    run = make_run(tmp_path)
-    run.args.epochs = 4
-    engine.fit(run, make_training(), read_rafdb(toy_raf), AUGMENT, order=shuffled)
+    training = make_training(make_run(tmp_path, epochs=4))
+    engine.fit(training, read_rafdb(toy_raf), AUGMENT, order=shuffled)
     assert checkpoint.load(tmp_path / "best.pth")["iter"] == 2
     assert checkpoint.load(tmp_path / "last.pth")["iter"] == 4
 
@@ -154,16 +155,17 @@ def test_bf16_losses_agree_with_float32(toy_raf, tmp_path):
     loader = FaceLoader(split, batch_size=49, image_size=64, device=CPU)
     rows = []
     for autocast in (None, torch.bfloat16):
-        run = make_run(tmp_path, autocast=autocast)
-        run.args.image_size = 64
-        training = make_training(num_head=4)
+        training = make_training(make_run(tmp_path, autocast=autocast, image_size=64), num_head=4)
         # Weights of a trained network's scale: at random ones, each step amplifies any rounding.
         training.model.load_state_dict(golden.state_dict(training.model))
         training.optimizer.param_groups[0]["lr"] = 0.001
         training.scheduler = torch.optim.lr_scheduler.StepLR(training.optimizer, step_size=9)
-        rows += [engine.train_one_epoch(run, training, loader, AUGMENT, epoch=e) for e in (1, 2, 3)]
+        for _ in range(3):
+            training.history.append(engine.train_one_epoch(training, loader, AUGMENT))
+            training.progress = training.fresh_progress()
+        rows += training.history
     for plain, bf16 in zip(rows[:3], rows[3:], strict=True):
-        for term in engine.LOSS_TERMS[:3]:
+        for term in LOSS_TERMS[:3]:
             assert bf16[term] == pytest.approx(plain[term], rel=0.02)
 
 
@@ -174,7 +176,7 @@ def test_cuda_epoch_agrees_with_the_cpu(toy_raf, tmp_path):
     rows = []
     for device in (CPU, cuda):
         run = make_run(tmp_path, device=device, autocast=resolve_precision("fp32", device))
-        training, loader = make_training(device), make_loader(split, device)
-        rows.append(engine.train_one_epoch(run, training, loader, AUGMENT, epoch=1))
-    for term in engine.LOSS_TERMS[:3]:
+        loader = make_loader(split, device)
+        rows.append(engine.train_one_epoch(make_training(run), loader, AUGMENT))
+    for term in LOSS_TERMS[:3]:
         assert rows[1][term] == pytest.approx(rows[0][term], rel=0.02)

@@ -1,11 +1,20 @@
 """The flags: what both recipes share, and how every script reads its own."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 MSCELEB = "models/resnet18_msceleb.pth"
-EVALUATION_FLAGS = ("evaluate", "checkpoint", "dataset", "tsne")
+# What decides on a run's numbers: the same from its first epoch to its last.
+RECIPE_FLAGS = (
+    *("batch_size", "lr", "num_head", "image_size", "pretrained", "seed", "precision"),
+    *("num_center", "affinity_weight", "partition_weight", "toy", "num_class"),
+)
+NOT_OF_THE_TRAINING = (
+    *("evaluate", "checkpoint", "dataset", "tsne"),
+    *("resume", "overwrite", "given", "command"),
+)
 # What --evaluate presets: the checkpoint knows its head count and image size.
 EVALUATE = {"num_head": None, "image_size": None, "precision": "fp32"}
 
@@ -63,7 +72,9 @@ def recipe_parser(
     group.add_argument("--affinity_weight", type=weight, default=1.0, help="0 leaves it out")
     group.add_argument("--partition_weight", type=weight, default=1.0, help="0 leaves it out")
     group = parser.add_argument_group("machine")
-    group.add_argument("--workers", type=natural_int, default=4, help="processes that decode")
+    group.add_argument(
+        "--workers", type=natural_int, default=4, help="processes that decode, for each GPU"
+    )
     add_device_flag(group)
     group.add_argument(
         "--precision",
@@ -71,11 +82,37 @@ def recipe_parser(
         default="auto",
         help="auto is bf16 where the hardware does it natively, else fp32",
     )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the network: a minute, then faster steps on some GPUs",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same numbers from each run on a GPU, too; slower",
+    )
     group = parser.add_argument_group("files")
     group.add_argument(
         "--output_dir",
         metavar="DIR",
         help=f"where results go (default: models/{run_name}, or beside the evaluated checkpoint)",
+    )
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="go on from the run folder's last.pth, or from FILE; start where there is none yet; "
+        "flags that are not given are as they were",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="start anew in a folder that holds a run"
+    )
+    group.add_argument(
+        "--skip_bad_images",
+        action="store_true",
+        help="leave out images that cannot be read, and list them in bad_images.csv",
     )
     group.add_argument(
         "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
@@ -103,14 +140,21 @@ def add_dataset_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) -> argparse.Namespace:
-    """Parse a recipe's flags; --toy and --evaluate preset some, and given ones still win."""
+    """Parse a recipe's flags; --toy and --evaluate preset some, --resume all those of the run, and
+    given ones still win. `given` are their names, `command` what was called."""
     args = parser.parse_args(argv)
     if args.evaluate != (args.checkpoint is not None):
         parser.error("--evaluate and --checkpoint FILE go together")
+    if args.evaluate and args.resume:
+        parser.error("--evaluate and --resume do not go together")
     presets = {**(toy if args.toy else {}), **(EVALUATE if args.evaluate else {})}
     if presets:
         parser.set_defaults(**presets)
         args = parser.parse_args(argv)
+    unset = object()
+    asked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
+    args.given = frozenset(name for name, value in vars(asked).items() if value is not unset)
+    args.command = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
     return args
 
 

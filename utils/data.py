@@ -1,29 +1,27 @@
 """The one loader module: data sets on disk -> compact lists of files -> batches on the device."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 
+from utils.distributed import ALONE, World
 from utils.errors import UserError
 from utils.images import read_rgb
 from utils.readers import Split
-from utils.seed import generator
+from utils.sampling import EpochBatches, Order, in_order
 
 # The share of the memory at hand that decoded images may take; RAF-DB's 460 MB fit nearly always.
 CACHE_SHARE = 0.25
 # A larger set is streamed whatever its size: its first step should not wait for all the others.
 CACHE_IMAGES = 50_000
-
-
-# (labels (N,), seed, epoch) -> indices (N,): which images an epoch sees, and in which order.
-Order = Callable[[np.ndarray, int, int], Tensor]
 
 
 class FaceDataset(Dataset):
@@ -44,35 +42,43 @@ class FaceDataset(Dataset):
             image = np.asarray(resized)
         return torch.tensor(image).permute(2, 0, 1), int(self.split.labels[index])
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | UserError:
-        """A batch, (N, 3, h, w) and (N,). An unreadable image comes back as a value: raised in
-        a worker process, it would reach the user wrapped into a traceback."""
-        try:
-            images, labels = zip(*(self[index] for index in indices), strict=True)
-        except UserError as error:
-            return error
-        return torch.stack(images), torch.tensor(labels)
+    def __getitems__(self, indices: list[int]) -> "Decoded":
+        """A batch, without the images that cannot be read. Their errors come back as values:
+        raised in a worker process, they would reach the user wrapped into a traceback."""
+        images, places, errors = [], [], {}
+        for place, index in enumerate(indices):
+            try:
+                image, _ = self[index]
+            except UserError as error:
+                errors[index] = str(error)
+            else:
+                images.append(image)
+                places.append(place)
+        images = torch.stack(images) if images else torch.empty(0, 3, *self.size).byte()
+        places = torch.tensor(places, dtype=torch.int64)
+        return Decoded(images, torch.tensor(indices, dtype=torch.int64)[places], places, errors)
 
 
-def in_order(labels: np.ndarray, seed: int, epoch: int) -> Tensor:
-    """0, 1, ..., N - 1."""
-    return torch.arange(len(labels))
+class Decoded(NamedTuple):
+    """Images of a list of indices, as far as they can be read."""
+
+    images: Tensor  # (n, 3, h, w) uint8
+    indices: Tensor  # (n,) int64
+    places: Tensor  # (n,) int64: where in the list they stand
+    errors: dict[int, str]  # what is wrong with the others, by index
 
 
-def shuffled(labels: np.ndarray, seed: int, epoch: int) -> Tensor:
-    """Every image once, in an order that depends on seed and epoch alone."""
-    return torch.randperm(len(labels), generator=generator(seed, epoch))
+class Batch(NamedTuple):
+    """This process's share of a batch, without images that cannot be read."""
 
-
-def balanced(labels: np.ndarray, seed: int, epoch: int) -> Tensor:
-    """N draws with replacement, each image with weight 1 / images of its class."""
-    weights = 1 / np.bincount(labels)[labels]
-    draws = generator(seed, epoch)
-    return torch.multinomial(torch.from_numpy(weights), len(labels), True, generator=draws)
+    images: Tensor  # (n, 3, h, w) uint8, on the device
+    labels: Tensor  # (n,) int64, on the device
+    places: Tensor  # (n,) int64, on the CPU: where in the whole batch they stand
+    size: int  # images of the whole batch
 
 
 class FaceLoader:
-    """Batches (uint8 (N, 3, h, w), labels (N,)) on the device, in an order set by the epoch.
+    """Batches on the device, in an order that is set by the epoch.
 
     A decoded set that is small enough is decoded once and kept, on the device where that has
     room; a larger one is streamed by worker processes. Neither changes what comes out.
@@ -82,7 +88,13 @@ class FaceLoader:
         image_size: pixels a side that the network sees; files are kept at their own size where
             all have the same and it is not larger, else they are resized to this one.
         workers: processes that decode, at most one a core is started; 0 decodes in this one.
-        drop_single: leave out a last batch of one image, which BatchNorm cannot train on.
+        world: the processes that share each batch.
+        smallest: a last batch of fewer images than this a process joins the one before it
+            (BatchNorm cannot train on a single one).
+        skip_bad: leave out images that cannot be read, and note them in `bad`; else they raise.
+
+    Raises:
+        UserError: an image cannot be read; as does `epoch`.
     """
 
     def __init__(
@@ -95,18 +107,27 @@ class FaceLoader:
         order: Order = in_order,
         seed: int = 0,
         workers: int = 0,
-        drop_single: bool = False,
+        world: World = ALONE,
+        smallest: int = 0,
+        skip_bad: bool = False,
     ):
         self.split = split
         self.device = device
+        self.world = world
+        self.skip_bad = skip_bad
+        self.bad: dict[int, str] = {}  # what is wrong with unreadable images, by index
         self.dataset = FaceDataset(split, _stored_size(split, image_size))
-        self.batches = _EpochBatches(split.labels, batch_size, order, seed, drop_single)
+        self.batches = EpochBatches(
+            split.labels, batch_size, order=order, seed=seed, world=world, smallest=smallest
+        )
         height, width = self.dataset.size
         num_bytes = len(split) * 3 * height * width
-        workers = min(workers, os.cpu_count() or 1)
-        self._images = self._labels = self._stream = None
-        if len(split) <= CACHE_IMAGES and num_bytes <= CACHE_SHARE * _available_memory():
-            self._images, self._labels = self._decode_all(workers)
+        workers = min(workers, max(1, (os.cpu_count() or 1) // world.local_size))
+        self._images = self._stream = None
+        self._labels = torch.from_numpy(split.labels)
+        room = CACHE_SHARE * _available_memory() / world.local_size
+        if len(split) <= CACHE_IMAGES and num_bytes <= room:
+            self._images, self._readable = self._decode_all(workers)
             if device.type == "cuda" and num_bytes <= CACHE_SHARE * _available_memory(device):
                 self._images = self._images.to(device)
         else:
@@ -117,79 +138,77 @@ class FaceLoader:
                 num_workers=workers,
                 pin_memory=device.type == "cuda",
                 persistent_workers=workers > 0,
+                worker_init_fn=_leave_signals_to_the_main_process,
+                generator=torch.Generator(),  # else each pass draws from the global one
             )
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return len(self.batches)
+        return len(self.batches.sizes)
 
     @property
     def cached(self) -> bool:
         return self._images is not None
 
-    def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        self.batches.epoch = epoch
-        if not self.cached:
-            for batch in self._stream:
-                if isinstance(batch, UserError):
-                    raise batch
-                yield tuple(part.to(self.device, non_blocking=True) for part in batch)
-            return
-        for indices in self.batches:
-            index = torch.tensor(indices)
-            labels = self._labels[index]
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """An epoch's batches, from one on: what an interrupted epoch goes on with."""
+        self.batches.epoch, self.batches.start = epoch, start
+        stream = self._kept(self.batches) if self.cached else self._stream
+        for size, decoded in zip(self.batches.sizes[start:], stream, strict=True):
+            self._note_bad(decoded.errors)
+            images = decoded.images.to(self.device, non_blocking=True)
+            labels = _to_device(self._labels[decoded.indices], self.device)
+            yield Batch(images, labels, self.world.share(size).start + decoded.places, size)
+
+    def _kept(self, batches: Iterable[list[int]]) -> Iterator[Decoded]:
+        """What the workers would stream, from memory."""
+        for batch in batches:
+            indices = torch.tensor(batch, dtype=torch.int64)
+            places = self._readable[indices].nonzero().squeeze(1)
+            indices = indices[places]
             if self._images.device.type == "cuda":
-                images = self._images[index.pin_memory().to(self.device, non_blocking=True)]
+                images = self._images[_to_device(indices, self.device)]
             else:
-                images = _to_device(self._images[index], self.device)
-            yield images, _to_device(labels, self.device)
+                images = _to_device(self._images[indices], self.device)
+            yield Decoded(images, indices, places, {})
+
+    def _note_bad(self, errors: dict[int, str]) -> None:
+        if errors and not self.skip_bad:
+            raise UserError(next(iter(errors.values())))
+        self.bad |= errors
 
     def _decode_all(self, workers: int) -> tuple[Tensor, Tensor]:
-        """One pass over all files, as it would be streamed but in order."""
-        images = torch.empty(len(self.split), 3, *self.dataset.size, dtype=torch.uint8)
+        """One pass over all files: (N, 3, h, w) uint8, and (N,) whether they can be read."""
+        images = torch.zeros(len(self.split), 3, *self.dataset.size, dtype=torch.uint8)
+        readable = torch.zeros(len(self.split), dtype=torch.bool)
         once = DataLoader(
             self.dataset,
-            batch_sampler=_EpochBatches(self.split.labels, 64, in_order, 0, False),
+            batch_sampler=EpochBatches(self.split.labels, 64),
             collate_fn=_unchanged,
             num_workers=workers if len(self.split) > 256 else 0,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            generator=torch.Generator(),
         )
-        start = 0
-        bar = tqdm(total=len(self.split), desc="decode", unit="img", leave=False, disable=None)
-        with bar:
-            for batch in once:
-                if isinstance(batch, UserError):
-                    raise batch
-                stop = start + len(batch[0])
-                images[start:stop] = batch[0]
-                bar.update(stop - start)
-                start = stop
-        return images, torch.from_numpy(self.split.labels)
-
-
-class _EpochBatches(Sampler):
-    """Lists of indices; which ones follows from `epoch`, set before each pass."""
-
-    def __init__(self, labels, batch_size, order, seed, drop_single):
-        self.labels = labels
-        self.batch_size = batch_size
-        self.order = order
-        self.seed = seed
-        self.epoch = 0
-        single = drop_single and len(labels) % batch_size == 1
-        self.used = len(labels) - single
-
-    def __len__(self) -> int:
-        return -(-self.used // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        indices = self.order(self.labels, self.seed, self.epoch)[: self.used]
-        for batch in indices.split(self.batch_size):
-            yield batch.tolist()
+        with self.world.progress(total=len(self.split), desc="decode", unit="img") as bar:
+            for decoded in once:
+                self._note_bad(decoded.errors)
+                images[decoded.indices] = decoded.images
+                readable[decoded.indices] = True
+                bar.update(len(decoded.indices) + len(decoded.errors))
+        return images, readable
 
 
 def _unchanged(batch):
     """FaceDataset has put the batch together already."""
     return batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A Ctrl-C reaches every process of the terminal; the run ends its step before it stops, and
+    needs its workers for that. SIGTERM still ends them, which is how they are ended at exit."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):  # there is no SIGUSR1 on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -2,57 +2,31 @@
 
 import math
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from utils import checkpoint, run_folder
-from utils.data import FaceLoader, Order
-from utils.errors import UserError
+from utils import run_folder
+from utils.data import FaceLoader
+from utils.errors import Interrupted, UserError
+from utils.failures import explained
+from utils.interruptions import Interruptions
+from utils.loss_watch import LossWatch
 from utils.metrics import Metrics, classification_metrics
 from utils.readers import FaceData
-from utils.run import Run
+from utils.sampling import Order
 from utils.seed import generator
+from utils.training import LOSS_TERMS, Training
 from utils.transforms import Augmentation, preprocess
-
-LOSS_TERMS = ("loss", "cross_entropy", "affinity", "partition")
-# Steps between two looks at the losses; each look asks the device without waiting for it.
-LOOK_EVERY = 16
-
-
-@dataclass
-class Training:
-    """All that a training run changes; what a checkpoint has to hold."""
-
-    model: nn.Module
-    criterion: nn.Module  # (output, labels) -> (total, cross-entropy, affinity, partition)
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    history: list[dict[str, float]] = field(default_factory=list)  # the rows of metrics.csv
-
-    def checkpoint(self, run: Run) -> dict[str, Any]:
-        """Plain types and tensors only; the first three named as in the released files."""
-        return {
-            "iter": len(self.history),
-            "model_state_dict": self.model.state_dict(),
-            "optimizer_state_dict": self.optimizer.state_dict(),
-            "criterion_state_dict": self.criterion.state_dict(),
-            "scheduler_state_dict": self.scheduler.state_dict(),
-            "rng_state": torch.get_rng_state(),
-            "class_names": list(run.class_names),
-            "dataset": run.dataset,
-            "metrics": self.history,
-            "config": run.config,
-        }
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A model's answers to a split, in the split's order, on the CPU."""
 
+    indices: Tensor  # (N,) int64: which images of the split; all of them, but for unreadable ones
     probabilities: Tensor  # (N, C) float32
     labels: Tensor  # (N,)
     features: Tensor  # (N, 512), the backbone's, averaged over the positions
@@ -72,92 +46,142 @@ class Evaluation:
         )
 
 
-def fit(
-    run: Run, training: Training, data: FaceData, augment: Augmentation, *, order: Order
-) -> None:
-    """Train for `--epochs`; after each evaluate, log, and save last.pth and best.pth.
+def fit(training: Training, data: FaceData, augment: Augmentation, *, order: Order) -> None:
+    """Train for `--epochs`; after each evaluate, log, and save last.pth and best.pth. Where the run
+    was resumed, go on from its last step.
 
     Args:
         augment: the recipe's, for training images.
         order: the recipe's sampling of them, `shuffled` or `balanced`.
+
+    Raises:
+        UserError: memory, a disk, a worker or another process failed; a loss is not finite.
+        Interrupted: by a signal; all is saved.
     """
-    args = run.args
+    run, epochs = training.run, training.run.args.epochs
+    if run.resumed is not None:
+        training.restore(run.resumed)
+        step = f", step {training.progress.steps}" if training.progress.steps else ""
+        run.say(f"going on from {run.resumed_from}: epoch {len(training.history)} done{step}")
+    if len(training.history) < epochs:
+        with explained(run), Interruptions(run.world) as interruptions:
+            _train(training, data, augment, order, interruptions)
+        run.world.leave()
+    else:
+        run.say(f"this run has finished its {epochs} epochs; for more, give --epochs")
+    run_folder.finish(training)
+
+
+def _train(
+    training: Training,
+    data: FaceData,
+    augment: Augmentation,
+    order: Order,
+    interruptions: Interruptions,
+) -> None:
+    run, args = training.run, training.run.args
     shared = {
         "batch_size": args.batch_size,
         "image_size": args.image_size,
         "device": run.device,
         "workers": args.workers,
+        "world": run.world,
+        "skip_bad": args.skip_bad_images,
     }
-    train_loader = FaceLoader(data.train, **shared, order=order, seed=args.seed, drop_single=True)
+    train_loader = FaceLoader(data.train, **shared, order=order, seed=args.seed, smallest=2)
     val_loader = FaceLoader(data.val, **shared)
-    best, best_metrics = None, None
-    for epoch in range(1, args.epochs + 1):
-        row = train_one_epoch(run, training, train_loader, augment, epoch)
-        evaluation = evaluate(
-            training.model, val_loader, args.image_size, run.autocast, training.criterion
-        )
-        metrics = evaluation.metrics
-        row["val_loss"] = evaluation.losses[0]
-        row["val_accuracy"] = metrics.accuracy
-        row["val_balanced_accuracy"] = metrics.balanced_accuracy
-        training.history.append(row)
-        is_best = best is None or metrics.accuracy > best["val_accuracy"]
-        if is_best:
-            best, best_metrics = row, metrics
-        run_folder.write_metrics(run.output_dir, training.history)
-        checkpoint.save(run.output_dir / "last.pth", training.checkpoint(run))
-        if is_best:
-            checkpoint.link(run.output_dir / "last.pth", run.output_dir / "best.pth")
-        print(run_folder.format_row(row, args.epochs, is_best=is_best), flush=True)
-    run_folder.draw_pictures(run, training.history, best_metrics.confusion)
-    run_folder.print_end(run, training.history)
+    run_folder.prepare(training)
+    try:
+        with interruptions.of_workers():
+            while len(training.history) < args.epochs:
+                run_folder.note_bad_images(run, train_loader, val_loader)
+                row = train_one_epoch(training, train_loader, augment, interruptions.check)
+                run.world.spread_buffers(training.model)
+                evaluation = evaluate(
+                    training.model,
+                    val_loader,
+                    args.image_size,
+                    run.autocast,
+                    training.criterion,
+                    interruptions.check,
+                )
+                run_folder.end_epoch(training, row, evaluation.losses[0], evaluation.metrics)
+    except Interrupted as interruption:
+        run_folder.save_interrupted(training, len(train_loader), interruption.number)
+    run_folder.note_bad_images(run, train_loader, val_loader)
 
 
 def train_one_epoch(
-    run: Run, training: Training, loader: FaceLoader, augment: Augmentation, epoch: int
+    training: Training,
+    loader: FaceLoader,
+    augment: Augmentation,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One pass over the loader, and one step of the schedule; the epoch's row of metrics.csv.
+    """The epoch that follows the history, from the step where it stands, and a step of the schedule.
+
+    Args:
+        check: called after each step; what it raises leaves `training.progress` as of that step.
+
+    Returns:
+        Its row of metrics.csv, without the evaluation's part.
 
     Raises:
         UserError: a loss is not finite.
     """
-    model, criterion, optimizer = training.model.train(), training.criterion, training.optimizer
-    started = time.perf_counter()
-    sums = torch.zeros(len(LOSS_TERMS) + 1, dtype=torch.float64, device=run.device)
-    watch = _LossWatch(len(loader), epoch, run.device)
-    num_images = 0
-    bar = tqdm(
-        loader.epoch(epoch), desc=f"epoch {epoch}", total=len(loader), leave=False, disable=None
+    run, progress = training.run, training.progress
+    if progress.row is not None:  # interrupted in its evaluation
+        return progress.row
+    size, seed = run.args.image_size, run.args.seed
+    epoch = len(training.history) + 1
+    training.model.train()
+    watch = LossWatch(len(loader), epoch, run.device)
+    first, before, started = progress.steps, progress.seconds, time.perf_counter()
+    bar = run.world.progress(
+        loader.epoch(epoch, first), desc=f"epoch {epoch}", total=len(loader), initial=first
     )
-    for step, (images, labels) in enumerate(bar):
-        inputs = augment(images, run.args.image_size, generator(run.args.seed, epoch, step))
-        with torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None):
-            output = model(inputs)
-        losses = criterion(output, labels)
-        optimizer.zero_grad()
+    for step, (images, labels, places, count) in enumerate(bar, start=first):
+        if (
+            len(labels) < 2 and run.world.size == 1
+        ):  # BatchNorm needs two; the others are unreadable
+            progress.steps = step + 1
+            continue
+        draws = augment.draw(count, size, generator(seed, epoch, step))
+        inputs = augment.apply(images, size, draws.of(places))
+        losses, logits = training.losses_of(inputs, labels)
+        training.optimizer.zero_grad()
         losses.total.backward()
-        optimizer.step()
+        training.optimizer.step()
         # Sums stay on the device, weighted by batch size: reading them here would wait for it.
-        hits = (output.logits.detach().argmax(dim=1) == labels).sum()
-        sums += torch.stack([*(loss.detach() * len(labels) for loss in losses), hits])
-        num_images += len(labels)
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        progress.sums += torch.stack([*(loss.detach() * len(labels) for loss in losses), hits])
+        progress.images += len(labels)
+        progress.steps = step + 1
+        progress.seconds = before + time.perf_counter() - started
         watch.look(step, losses.total.detach(), bar)
+        try:
+            check()
+        except Interrupted:
+            watch.finish()  # a network that is lost should not be saved
+            raise
     watch.finish()
-    means = (sums / num_images).tolist()
-    seconds = time.perf_counter() - started
-    lr = optimizer.param_groups[0]["lr"]
-    training.scheduler.step()
-    return {
+    images = run.world.sum(torch.tensor(progress.images)).item()
+    if not images:
+        raise UserError(f"{loader.split.root}: none of its {len(loader.split)} images can be read")
+    means = (run.world.sum(progress.sums) / images).tolist()
+    seconds = before + time.perf_counter() - started
+    progress.row = {
         "epoch": epoch,
-        "lr": lr,
+        "lr": training.optimizer.param_groups[0]["lr"],
         **dict(zip(LOSS_TERMS, means, strict=False)),
         "train_accuracy": means[-1],
         "val_loss": math.nan,
         "val_accuracy": math.nan,
         "val_balanced_accuracy": math.nan,
         "seconds": seconds,
-        "images_per_second": num_images / seconds,
+        "images_per_second": images / seconds,
     }
+    training.scheduler.step()
+    return progress.row
 
 
 @torch.inference_mode()
@@ -167,69 +191,33 @@ def evaluate(
     image_size: int,
     autocast: torch.dtype | None = None,
     criterion: nn.Module | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Every image of the loader once, without augmentation; with the losses of a criterion."""
+    """Every image of the loader once, without augmentation; with the losses of a criterion.
+
+    Where several processes share the loader's batches, each gets the answers of all.
+    """
     model.eval()
-    probabilities, features, all_labels = [], [], []
+    world = loader.world
+    answers, done = [], 0
     sums = torch.zeros(len(LOSS_TERMS), dtype=torch.float64, device=loader.device)
-    for images, labels in tqdm(
-        loader.epoch(), desc="evaluate", total=len(loader), leave=False, disable=None
+    for images, labels, places, count in world.progress(
+        loader.epoch(), desc="evaluate", total=len(loader)
     ):
         with torch.autocast(loader.device.type, autocast, enabled=autocast is not None):
             output = model(preprocess(images, image_size))
-        probabilities.append(output.logits.float().softmax(dim=1))
-        features.append(output.features.float().mean(dim=(2, 3)))
-        all_labels.append(labels)
+        probabilities = output.logits.float().softmax(dim=1)
+        features = output.features.float().mean(dim=(2, 3))
+        answers.append((done + places, probabilities, labels, features))
+        done += count
         if criterion is not None:
             sums += torch.stack([loss * len(labels) for loss in criterion(output, labels)])
-    labels = torch.cat(all_labels).cpu()
-    return Evaluation(
-        probabilities=torch.cat(probabilities).cpu(),
-        labels=labels,
-        features=torch.cat(features).cpu(),
-        losses=None if criterion is None else tuple((sums / len(labels)).tolist()),
-    )
-
-
-class _LossWatch:
-    """Stops an epoch whose loss is no longer finite, without waiting for the device.
-
-    Each step's loss is noted on the device; now and then the notes start on their way to the
-    host, and are read at the next look, when they have long arrived.
-    """
-
-    def __init__(self, steps: int, epoch: int, device: torch.device):
-        self.epoch = epoch
-        self.device = device
-        self.losses = torch.zeros(steps, device=device)
-        self.arriving = None  # (losses on the host, event)
-
-    def look(self, step: int, loss: Tensor, bar: tqdm) -> None:
-        self.losses[step] = loss
-        if (step + 1) % LOOK_EVERY:
-            return
-        if self.arriving is not None:
-            losses, event = self.arriving
-            if event is not None and not event.query():
-                return
-            self._check(losses)
-            bar.set_postfix(loss=f"{losses[-1].item():.3f}", refresh=False)
-        noted, event = self.losses[: step + 1], None
-        if self.device.type == "cuda":
-            host = torch.empty_like(noted, device="cpu", pin_memory=True)
-            noted = host.copy_(noted, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self.arriving = noted, event
-
-    def finish(self) -> None:
-        self._check(self.losses.cpu())
-
-    def _check(self, losses: Tensor) -> None:
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            raise UserError(
-                f"the loss became {losses[bad[0]].item()} in epoch {self.epoch}, step "
-                f"{bad[0].item() + 1}; last.pth holds the epoch before, if there was one; "
-                "try a smaller --lr or --precision fp32"
-            )
+        check()
+    mine = [torch.cat(parts).cpu() for parts in zip(*answers, strict=True)]
+    together = [torch.cat(parts) for parts in zip(*world.gather(mine), strict=True)]
+    order = together[0].argsort()
+    indices, probabilities, labels, features = (values[order] for values in together)
+    if not len(indices):
+        raise UserError(f"{loader.split.root}: none of its {len(loader.split)} images can be read")
+    losses = None if criterion is None else tuple((world.sum(sums) / len(labels)).tolist())
+    return Evaluation(indices, probabilities, labels, features, losses)

@@ -1,5 +1,6 @@
 """The one error that a user can cause, and how a script ends on it."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,28 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):
+    """A signal that asks the run to end; the message, where there is one, says how it goes on."""
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.number = number
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Print a `UserError` as one line on stderr and exit with code 2, on Ctrl-C with 130; let all
-    else through."""
+    """Print a `UserError` as one line on stderr and exit with code 2, on a signal with 128 and its
+    number; let all else through."""
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted; what was saved before is intact", file=sys.stderr)
         raise SystemExit(130) from None
+    except Interrupted as interruption:
+        if str(interruption):
+            print(interruption, file=sys.stderr)
+        raise SystemExit(128 + interruption.number) from None
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", 0))  # torchrun's
+        print(f"error{f' of process {rank}' if rank else ''}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -11,15 +11,22 @@ from torch import nn
 from utils import plots
 from utils.checkpoint import TrainedModel, read_trained
 from utils.data import FaceLoader
+from utils.distributed import World
 from utils.engine import Evaluation, evaluate
 from utils.errors import UserError
+from utils.failures import explained
 from utils.metrics import per_class_table
 from utils.readers import FaceData
-from utils.run import Run, start
+from utils.run import Run, make_writable_folder, start
+from utils.run_folder import note_bad_images
 
 
 def evaluate_checkpoint(
-    args: argparse.Namespace, data: FaceData, network: type[nn.Module], fused: type[nn.Module]
+    args: argparse.Namespace,
+    data: FaceData,
+    world: World,
+    network: type[nn.Module],
+    fused: type[nn.Module],
 ) -> Evaluation:
     """Print accuracies and a per-class table; write metrics.json, predictions.csv, pictures.
 
@@ -32,25 +39,33 @@ def evaluate_checkpoint(
     trained = read_trained(args.checkpoint, dataset=args.dataset)
     _check_fit(trained, data, args)
     beside = trained.path.with_name(f"{trained.path.stem}-evaluation")
-    run = start(args, data, output_dir=beside)
+    run = start(args, data, world, output_dir=beside)
     loader = FaceLoader(
         data.val,
         batch_size=args.batch_size,
         image_size=trained.image_size,
         device=run.device,
         workers=args.workers,
+        world=world,
+        skip_bad=args.skip_bad_images,
     )
     model = network(num_class=data.num_class, num_head=trained.num_head)
     trained.load_into(model)
     model = fused(model.to(run.device), dtype=run.autocast)
-    evaluation = evaluate(model, loader, trained.image_size)
+    with explained(run):
+        evaluation = evaluate(model, loader, trained.image_size)
     metrics = evaluation.metrics
-    print(per_class_table(metrics, data.class_names))
-    print(
+    run.say(per_class_table(metrics, data.class_names))
+    run.say(
         f"\naccuracy {100 * metrics.accuracy:.2f} %, balanced accuracy "
-        f"{100 * metrics.balanced_accuracy:.2f} %, {len(data.val)} images of {run.title}"
+        f"{100 * metrics.balanced_accuracy:.2f} %, {len(evaluation.labels)} images of {run.title}"
     )
-    _write(run, trained, data, evaluation, with_tsne=args.tsne)
+    if world.is_main:
+        make_writable_folder(run.output_dir)
+    note_bad_images(run, loader)
+    if world.is_main:
+        _write(run, trained, data, evaluation, with_tsne=args.tsne)
+    world.leave()
     return evaluation
 
 
@@ -77,7 +92,7 @@ def _write(
     summary = {
         "checkpoint": str(trained.path),
         "dataset": data.name,
-        "images": len(data.val),
+        "images": len(evaluation.labels),
         "accuracy": metrics.accuracy,
         "balanced_accuracy": metrics.balanced_accuracy,
         "per_class": {
@@ -90,7 +105,7 @@ def _write(
     }
     (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
     table = pd.DataFrame(evaluation.probabilities.numpy(), columns=list(names))
-    table.insert(0, "path", [str(data.val.path(i)) for i in range(len(data.val))])
+    table.insert(0, "path", [str(data.val.path(i)) for i in evaluation.indices])
     table.insert(1, "label", [names[i] for i in evaluation.labels])
     table.insert(2, "prediction", [names[i] for i in evaluation.predictions])
     table.to_csv(folder / "predictions.csv", index=False, float_format="%.6f")

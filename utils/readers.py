@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -52,6 +53,11 @@ class FaceData:
     @property
     def num_class(self) -> int:
         return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """Changes with any file's name, label or place; not with the folder that holds them."""
+        arrays = [a for split in (self.train, self.val) for a in (split.names, split.labels)]
+        return f"{crc32(b''.join(array.tobytes() for array in arrays)):08x}"
 
     def summary(self, *, compare: bool = True) -> str:
         """Images per class of both splits as aligned text, and whether they are the published."""

@@ -1,9 +1,7 @@
 """A run's surroundings: device, precision, seed, folder, configuration, and its network."""
 
 import argparse
-import json
 import os
-import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ import torch
 import torchvision
 from torch import nn
 
-from utils import checkpoint
-from utils.cli import EVALUATION_FLAGS, MSCELEB
+from utils import checkpoint, resume
+from utils.cli import MSCELEB, NOT_OF_THE_TRAINING
+from utils.distributed import ALONE, World
 from utils.errors import UserError
 from utils.readers import FaceData
 from utils.seed import seed_everything
@@ -32,6 +31,10 @@ class Run:
     device: torch.device
     autocast: torch.dtype | None  # bf16, or None for plain float32
     output_dir: Path
+    world: World = ALONE
+    data_fingerprint: str = ""
+    resumed_from: Path | None = None
+    resumed: dict[str, Any] | None = None  # the content of that checkpoint
 
     @property
     def title(self) -> str:
@@ -39,56 +42,77 @@ class Run:
         return f"toy {self.dataset}" if self.args.toy else self.dataset
 
     @property
+    def precision(self) -> str:
+        return "fp32" if self.autocast is None else "bf16"
+
+    @property
     def config(self) -> dict[str, Any]:
         """Every flag of the training, resolved, in plain types; what checkpoints hold."""
-        precision = "fp32" if self.autocast is None else "bf16"
-        flags = {k: v for k, v in vars(self.args).items() if k not in EVALUATION_FLAGS}
-        return {**flags, "device": str(self.device), "precision": precision}
+        flags = {k: v for k, v in vars(self.args).items() if k not in NOT_OF_THE_TRAINING}
+        return {**flags, "device": str(self.device), "precision": self.precision}
+
+    def say(self, text: str) -> None:
+        """Print, once for all processes."""
+        if self.world.is_main:
+            print(text, flush=True)
 
 
-def start(args: argparse.Namespace, data: FaceData, output_dir: Path | None = None) -> Run:
-    """Resolve device and precision, seed everything, and make the run's folder.
+def start(
+    args: argparse.Namespace, data: FaceData, world: World, output_dir: Path | None = None
+) -> Run:
+    """Resolve folder, device and precision, find what --resume goes on from, seed everything.
+    Nothing is written yet.
 
     Args:
         output_dir: where --output_dir is not given, in place of the data set's own below models/.
 
     Raises:
-        UserError: a device that is not there, or a folder that cannot be written.
+        UserError: a device that is not there, a folder that holds another run, a run that cannot
+            go on with these flags or data.
     """
+    if args.output_dir is None:
+        own = Path("models") / f"{'toy-' if args.toy else ''}{data.run_name}"
+        args.output_dir = str(own if output_dir is None else output_dir)
+    folder, fingerprint = Path(args.output_dir), data.fingerprint()
+    _check_writable(folder)
+    path, content = None, None
+    if not args.evaluate:
+        path = resume.find(args, folder)
+        content = None if path is None else resume.read(path, args, fingerprint)
     device = resolve_device(args.device)
     autocast = resolve_precision(args.precision, device)
     seed_everything(args.seed)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not args.deterministic
         if autocast is None:  # plain float32, where cuDNN's default would round to TF32
             torch.backends.cudnn.allow_tf32 = False
-    if args.output_dir is None:
-        own = Path("models") / f"{'toy-' if args.toy else ''}{data.run_name}"
-        args.output_dir = str(own if output_dir is None else output_dir)
-    folder = make_writable_folder(args.output_dir)
-    return Run(args, data.name, data.class_names, device, autocast, folder)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return Run(
+        args,
+        data.name,
+        data.class_names,
+        device,
+        autocast,
+        folder,
+        world,
+        fingerprint,
+        path,
+        content,
+    )
 
 
 def report(run: Run, model: torch.nn.Module) -> None:
-    """Print the configuration, and write it to the run folder's config.json."""
-    config = {
-        "dataset": run.dataset,
-        "class_names": run.class_names,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **run.config,
-        "device_name": device_name(run.device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
-    text = json.dumps(config, indent=2)
-    checkpoint.write_atomically(
-        run.output_dir / "config.json", lambda file: file.write(text.encode() + b"\n")
-    )
+    """Print the configuration."""
+    parameters = sum(p.numel() for p in model.parameters())
+    where = device_name(run.device)
+    if run.world.size > 1:
+        where = f"{run.world.size} processes, each on {where},"
     flags = "  ".join(f"{key}={value}" for key, value in run.config.items())
-    print(
-        f"DAN, {config['parameters']:,} parameters, {len(run.class_names)} classes, on "
-        f"{config['device_name']} in {run.config['precision']}, torch {torch.__version__}\n{flags}"
+    run.say(
+        f"DAN, {parameters:,} parameters, {len(run.class_names)} classes, on {where} "
+        f"in {run.precision}, torch {torch.__version__}\n{flags}"
     )
 
 
@@ -127,11 +151,19 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({torch.get_num_threads()} threads)"
 
 
+def _check_writable(folder: Path) -> None:
+    """As far as one can tell without writing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "it may not be written" if there.is_dir() else f"{there} is a file"
+        raise UserError(f"{folder}: cannot be written ({reason}); give another folder")
+
+
 def make_writable_folder(path: str | os.PathLike) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
+        probe = path / ".writable.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -172,7 +204,7 @@ def build(run: Run, network: type[nn.Module], loss: type[nn.Module]) -> tuple[nn
         raise UserError("--batch_size 1: BatchNorm cannot train on one image; use 2 or more")
     if args.num_center is not None and args.num_center < num_class:
         raise UserError(f"--num_center {args.num_center}: there are {num_class} classes; use more")
-    weights = read_pretrained(args.pretrained)
+    weights = None if run.resumed is not None else read_pretrained(args.pretrained)
     model = network(num_class=num_class, num_head=args.num_head)
     if weights is not None:
         try:
@@ -185,6 +217,9 @@ def build(run: Run, network: type[nn.Module], loss: type[nn.Module]) -> tuple[nn
         num_center=args.num_center,
         affinity_weight=args.affinity_weight,
         partition_weight=args.partition_weight,
+        batch_mean=run.world.mean,
     )
+    if run.world.size > 1 and run.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(run.device, memory_format=torch.channels_last)
     return model, criterion.to(run.device)

@@ -47,6 +47,10 @@ class Draws(NamedTuple):
     crop: Tensor  # (N, 2) int64, left and top of the crop in the padded image
     erase: Tensor  # (N, 4) int64 top, left, height, width; height 0 for none
 
+    def of(self, images: slice | Tensor) -> "Draws":
+        """Those of some images, which keep their own whatever happens to the others."""
+        return Draws(*(values[images] for values in self))
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -142,7 +146,7 @@ def _transform(images: Tensor, size: int, draws: Draws | None, padding: int) -> 
         pixels = _resize(images[piece], size)  # (M, size, size, 3) uint8
         if draws is not None:
             _flip(pixels, draws.flip[piece])
-            _warp(pixels, Draws(*(values[piece] for values in draws)), padding)
+            _warp(pixels, draws.of(piece), padding)
         _normalize(pixels, out=result[piece])
         if draws is not None:
             _erase(result[piece], draws.erase[piece])

@@ -1,5 +1,6 @@
 """The pipelines that the benchmark compares: ours as the recipes run it, beside the yardstick."""
 
+import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,10 +20,14 @@ from tests.bench import yardstick
 from tests.bench.measuring import Stopwatch
 from tests.bench.yardstick import ImageFiles, YardstickTraining
 from utils import engine
-from utils.data import FaceLoader, Order, in_order
+from utils.data import FaceLoader
+from utils.labels import RAFDB
 from utils.readers import Split, read_rafdb
+from utils.run import Run
+from utils.sampling import Order, in_order
 from utils.seed import generator
 from utils.toy_faces import write_affectnet, write_rafdb
+from utils.training import Training
 from utils.transforms import Augmentation
 
 SIZE = 224
@@ -78,28 +83,31 @@ class Source:
         )
 
 
-class Training(engine.Training):
-    """The recipe's, and its bare step."""
+def training_of(setup: Setup) -> Training:
+    """The recipe's."""
+    args = argparse.Namespace(seed=0, image_size=SIZE, compile=setup.compile)
+    run = Run(args, "toy", RAFDB, setup.device, setup.autocast, output_dir=Path())
+    model = DAN(num_class=7).to(setup.device, memory_format=torch.channels_last)
+    criterion = DANLoss(num_class=7).to(setup.device)
+    parameters = [*model.parameters(), *criterion.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000)
+    return Training(run, model.train(), criterion, optimizer, scheduler)
 
-    def __init__(self, setup: Setup):
-        self.setup = setup
-        model = DAN(num_class=7).to(setup.device, memory_format=torch.channels_last)
-        criterion = DANLoss(num_class=7).to(setup.device)
-        parameters = [*model.parameters(), *criterion.parameters()]
-        optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000)
-        super().__init__(model.train(), criterion, optimizer, scheduler)
 
-    def steps(self, images: Tensor, labels: Tensor, count: int = 1) -> None:
-        """What `engine.train_one_epoch` does without loading, augmenting and logging."""
-        dtype = self.setup.autocast
-        for _ in range(count):
-            with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-                output = self.model(images)
-            losses = self.criterion(output, labels)
-            self.optimizer.zero_grad()
-            losses.total.backward()
-            self.optimizer.step()
+def bare_steps(training: Training, images: Tensor, labels: Tensor, count: int = 1) -> None:
+    """What `engine.train_one_epoch` does without loading, augmenting and logging."""
+    for _ in range(count):
+        losses, _ = training.losses_of(images, labels)
+        training.optimizer.zero_grad()
+        losses.total.backward()
+        training.optimizer.step()
+
+
+def whole_epoch(training: Training, loader: FaceLoader, augment: Augmentation) -> None:
+    """The first one, as often as it is asked for."""
+    training.progress = training.fresh_progress()
+    engine.train_one_epoch(training, loader, augment)
 
 
 def draw_sources(folder: Path, count: int) -> tuple[Source, Source]:
@@ -134,4 +142,5 @@ def train_released(setup: Setup) -> None:
 
 def train_ours(setup: Setup) -> None:
     images, labels = setup.batch(setup.batch_size)
-    Training(setup).steps(images.contiguous(memory_format=torch.channels_last), labels, 3)
+    images = images.contiguous(memory_format=torch.channels_last)
+    bare_steps(training_of(setup), images, labels, 3)

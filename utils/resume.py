@@ -1,0 +1,114 @@
+"""Going on with a run: what it goes on from, whose flags hold, and what is never overwritten."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoint
+from utils.cli import RECIPE_FLAGS
+from utils.errors import UserError
+
+# Where a run goes on may be another machine and another folder.
+OF_THE_PLACE = ("device", "output_dir")
+RESULTS = ("last.pth", "best.pth", "metrics.csv", "curves.png", "confusion_matrix.png")
+RESULTS += ("bad_images.csv",)
+
+
+def take_flags(args: argparse.Namespace) -> None:
+    """Set the flags that were not given to those of the run that --resume names, so that its data
+    are found. Where it names none, the data's own folder is looked up later, by `find`.
+
+    Raises:
+        UserError: there is no such run, or it has other flags than those that were given.
+    """
+    if isinstance(args.resume, str):
+        path = _named(args.resume)
+        args.output_dir = args.output_dir or str(path.parent)
+        _adopt(args, path, checkpoint.load(path))
+    elif args.resume and args.output_dir and (Path(args.output_dir) / "last.pth").is_file():
+        path = Path(args.output_dir) / "last.pth"
+        _adopt(args, path, checkpoint.load(path))
+
+
+def find(args: argparse.Namespace, folder: Path) -> Path | None:
+    """The checkpoint to go on from, None for a run that starts.
+
+    Raises:
+        UserError: there is no such checkpoint, or the folder holds a run that would be lost.
+    """
+    last, path = folder / "last.pth", None
+    if isinstance(args.resume, str):
+        path = _named(args.resume)
+    elif args.resume and last.is_file():
+        path = last
+    held = [name for name in RESULTS[:3] if (folder / name).exists()]
+    if not held or args.overwrite or (path is not None and last.exists() and path.samefile(last)):
+        return path
+    go_on = "go on with it by --resume" if last.exists() else "which has no last.pth to go on from"
+    raise UserError(
+        f"{folder}: holds a run already ({', '.join(held)}); {go_on}, "
+        "start anew with --overwrite, or give another --output_dir"
+    )
+
+
+def read(path: Path, args: argparse.Namespace, data_fingerprint: str) -> dict[str, Any]:
+    """The content of a checkpoint, once its flags and its data are found to be the same.
+
+    Raises:
+        UserError: they are not, or it is no checkpoint of a run.
+    """
+    content = checkpoint.load(path)
+    _adopt(args, path, content)
+    if content.get("data_fingerprint") != data_fingerprint:
+        raise UserError(
+            f"{path}: the run was trained on other images or labels than those that are there now; "
+            "put the data back as they were, or start a new run with another --output_dir"
+        )
+    return content
+
+
+def clear(folder: Path) -> None:
+    """Remove the results of a run that is overwritten."""
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+    clear_temporary(folder)
+
+
+def clear_temporary(folder: Path) -> None:
+    """Remove what a killed run left half written."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
+def _named(resume: str) -> Path:
+    path = Path(resume)
+    path = path / "last.pth" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"--resume {resume}: no such checkpoint; check the path")
+    return path
+
+
+def _adopt(args: argparse.Namespace, path: Path, content: Mapping[str, Any]) -> None:
+    config = content.get("config")
+    if not isinstance(config, Mapping) or not config.keys() >= {"batch_size", "epochs", "lr"}:
+        raise UserError(
+            f"{path}: holds no configuration of a run, so none can go on from it; "
+            "give a last.pth, or start anew"
+        )
+    differing = []
+    for name, own in config.items():
+        if name in OF_THE_PLACE or not hasattr(args, name):
+            continue
+        asked = getattr(args, name)
+        if name not in args.given or (name, asked) == ("precision", "auto"):
+            if not isinstance(own, int | float | str | None):
+                raise UserError(f"{path}: its configuration is damaged ({name} is {own!r})")
+            setattr(args, name, own)
+        elif (asked != own and name in RECIPE_FLAGS) or (name == "epochs" and asked < own):
+            differing.append(f"--{name} {asked} (it has {own})")
+    if differing:
+        raise UserError(
+            f"{path}: the run cannot go on with another recipe: {', '.join(differing)}; "
+            "leave that out (only --epochs may grow), or start a new run with another --output_dir"
+        )
