@@ -1,0 +1,283 @@
+"""A run that is interrupted and goes on ends as one that was not; nothing saved is lost."""
+
+import csv
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import affectnet
+import rafdb
+import utils.data
+from tests.conftest import SMALL
+from utils import checkpoint
+from utils.convert_affectnet import convert
+from utils.errors import UserError, exit_on_user_error
+from utils.loss_watch import LossWatch
+from utils.toy_faces import write_affectnet
+
+REPOSITORY = Path(rafdb.__file__).parent
+TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def toy_aff(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "aff"
+    write_affectnet(folder, train=48, val=16)
+    convert(folder)
+    return folder
+
+
+@pytest.fixture(params=["rafdb", "rafdb streamed", "affectnet"])
+def call(request, toy_raf, toy_aff, monkeypatch):
+    """Runs a script with its data and the small flags."""
+    script, flags, number = rafdb, ["--raf_path", str(toy_raf)], signal.SIGTERM
+    if request.param == "affectnet":
+        script, flags, number = affectnet, ["--aff_path", str(toy_aff)], signal.SIGUSR1
+    flags += SMALL
+    if request.param == "rafdb streamed":
+        monkeypatch.setattr(utils.data, "CACHE_SHARE", 0)
+        flags, number = [*flags, "--workers", "2"], signal.SIGINT
+
+    def run(folder, *more):
+        script.main([*flags, "--output_dir", str(folder), *more])
+
+    run.signal = number  # the one to interrupt it by
+    return run
+
+
+def signal_at(monkeypatch, step: int, number: int) -> None:
+    """Send a signal to this process once, when the loss of a step is noted for that many times."""
+    look, calls = LossWatch.look, []
+
+    def counting(self, *args):
+        look(self, *args)
+        calls.append(None)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(LossWatch, "look", counting)
+
+
+def assert_same(a, b, where="checkpoint") -> None:
+    """Bit by bit, but for the seconds that it took."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - {*TIMES, "output_dir", "epochs"}:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b or a != a, where
+
+
+def metrics(folder: Path) -> list[dict]:
+    with open(folder / "metrics.csv") as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    for name in ("last.pth", "best.pth"):
+        assert_same(checkpoint.load(one / name), checkpoint.load(other / name))
+    assert metrics(one) == metrics(other)
+    assert sorted(os.listdir(one)) == sorted(os.listdir(other))
+
+
+def test_interrupted_in_mid_epoch_and_resumed_is_bit_identical(call, tmp_path, monkeypatch, capsys):
+    """Three epochs of three steps, interrupted after the fifth step."""
+    call(tmp_path / "whole", "--epochs", "3")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end, exit_on_user_error():
+        number = call.signal
+        signal_at(patch, 5, number)
+        call(tmp_path / "run", "--epochs", "3")
+    assert end.value.code == 128 + number
+    error = capsys.readouterr().err
+    assert f"{signal.Signals(number).name} in epoch 2, step 2 of 3" in error
+    saved = checkpoint.load(tmp_path / "run" / "last.pth")
+    assert (saved["iter"], saved["progress"]["steps"]) == (1, 2)
+    assert f"--resume {tmp_path / 'run' / 'last.pth'}" in error.splitlines()[-1]
+    call(tmp_path / "run", "--resume")
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_more_epochs_for_a_finished_run_are_bit_identical(call, tmp_path, capsys):
+    call(tmp_path / "whole", "--epochs", "2")
+    call(tmp_path / "run", "--epochs", "1")
+    capsys.readouterr()
+    call(tmp_path / "run", "--resume")
+    assert "has finished its 1 epochs" in capsys.readouterr().out
+    call(tmp_path / "run", "--resume", "--epochs", "2")
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def raf(toy_raf, folder, *more):
+    rafdb.main(["--raf_path", str(toy_raf), *SMALL, "--output_dir", str(folder), *more])
+
+
+def test_interrupted_in_its_evaluation(toy_raf, tmp_path, monkeypatch):
+    raf(toy_raf, tmp_path / "whole", "--epochs", "2")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit), exit_on_user_error():
+        patch.setattr(LossWatch, "finish", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        raf(toy_raf, tmp_path / "run", "--epochs", "2")
+    saved = checkpoint.load(tmp_path / "run" / "last.pth")
+    assert (saved["iter"], saved["progress"]["steps"]) == (0, 3)
+    raf(toy_raf, tmp_path / "run", "--resume")
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_flags_that_are_not_given_are_those_of_the_run(toy_raf, tmp_path):
+    flags = ["--lr", "0.03", "--seed", "7", "--affinity_weight", "0.5", "--epochs", "2"]
+    raf(toy_raf, tmp_path / "whole", *flags)
+    raf(toy_raf, tmp_path / "run", *flags[:-2], "--epochs", "1")
+    last = str(tmp_path / "run" / "last.pth")
+    rafdb.main(["--resume", last, "--epochs", "2", "--device", "cpu"])  # nor where the data lie
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_resumed_into_another_folder(toy_raf, small_run, tmp_path):
+    """The first one stays as it is; the best network comes along."""
+    before = {path.name: path.read_bytes() for path in small_run.iterdir() if path.is_file()}
+    raf(toy_raf, tmp_path, "--resume", str(small_run), "--epochs", "3")
+    assert {p.name: p.read_bytes() for p in small_run.iterdir() if p.is_file()} == before
+    assert [row["epoch"] for row in metrics(tmp_path)] == ["1", "2", "3"]
+    assert (tmp_path / "best.pth").is_file()
+
+
+def test_resume_starts_where_there_is_no_run_yet(toy_raf, tmp_path):
+    """A job that a cluster starts again and again has one command."""
+    raf(toy_raf, tmp_path, "--resume", "--epochs", "1")
+    assert checkpoint.load(tmp_path / "last.pth")["iter"] == 1
+
+
+def test_best_follows_where_a_run_was_killed_before_it(toy_raf, small_run, tmp_path):
+    """Between the two files of an epoch that is the best so far; a half-written file is swept."""
+    content = checkpoint.load(small_run / "last.pth")
+    content["metrics"][-1]["val_accuracy"] = 0.99
+    checkpoint.save(tmp_path / "last.pth", content)
+    (tmp_path / ".best.pth.tmp").write_bytes(b"half")
+    raf(toy_raf, tmp_path, "--resume", "--epochs", "3")
+    assert checkpoint.load(tmp_path / "best.pth")["iter"] == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+CHANGES = {
+    "--lr": "0.3",
+    "--batch_size": "12",
+    "--num_head": "3",
+    "--image_size": "40",
+    "--seed": "9",
+    "--affinity_weight": "2.0",
+    "--partition_weight": "2.0",
+    "--num_center": "8",
+    "--pretrained": "imagenet",
+    "--precision": "",  # the other one
+    "--epochs": "1",
+}
+
+
+@pytest.mark.parametrize("flag", CHANGES)
+def test_another_recipe_is_refused_with_both_values(toy_raf, small_run, tmp_path, flag):
+    shutil.copytree(small_run, tmp_path / "run")
+    own = checkpoint.load(small_run / "last.pth")["config"][flag.removeprefix("--")]
+    value = CHANGES[flag] or {"fp32": "bf16", "bf16": "fp32"}[own]
+    with pytest.raises(UserError) as error:
+        raf(toy_raf, tmp_path / "run", "--resume", flag, value)
+    assert f"{flag} {value} (it has {own})" in str(error.value)
+
+
+def test_other_data_are_refused(toy_raf, small_run, tmp_path):
+    shutil.copytree(toy_raf, tmp_path / "raf")
+    labels = tmp_path / "raf/EmoLabel/list_patition_label.txt"
+    labels.write_text(labels.read_text().replace("train_00001.jpg 4", "train_00001.jpg 2"))
+    with pytest.raises(UserError, match="other images or labels"):
+        raf(tmp_path / "raf", tmp_path / "run", "--resume", str(small_run), "--epochs", "3")
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(toy_raf, small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run")
+    before = (tmp_path / "run/last.pth").read_bytes()
+    with pytest.raises(UserError, match="holds a run already.*--resume.*--overwrite"):
+        raf(toy_raf, tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run already"):  # nor by what goes on elsewhere
+        raf(toy_raf, tmp_path / "run", "--resume", str(small_run / "best.pth"))
+    assert (tmp_path / "run/last.pth").read_bytes() == before
+    raf(toy_raf, tmp_path / "run", "--overwrite", "--epochs", "1")
+    assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["1"]
+
+
+def test_released_weights_are_no_run(toy_raf, tmp_path, checkpoint_file):
+    path = checkpoint_file(7, "rafdb_epoch21_acc0.897_bacc0.8275.pth")
+    with pytest.raises(UserError, match="no configuration of a run"):
+        raf(toy_raf, tmp_path, "--resume", str(path))
+
+
+def start(toy_raf, folder, *more) -> subprocess.Popen:
+    """rafdb.py in a process of its own, once it has ended its first epoch."""
+    flags = ["--raf_path", str(toy_raf), *SMALL, "--output_dir", str(folder), *more]
+    process = subprocess.Popen(
+        [sys.executable, "rafdb.py", *flags],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (folder / "metrics.csv").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    return process
+
+
+def test_the_printed_command_goes_on(toy_raf, tmp_path):
+    """The whole process group gets the signal, workers included, as from a terminal."""
+    process = start(toy_raf, tmp_path / "a run", "--epochs", "500", "--workers", "2")
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in err
+    command = shlex.split(err.splitlines()[-1])
+    done = checkpoint.load(tmp_path / "a run" / "last.pth")
+    assert command[0] == "python"
+    command[command.index("--epochs") + 1] = str(done["iter"] + 1)
+    with pytest.raises(UserError, match="only --epochs may grow"):
+        rafdb.main(command[2:])
+    command[command.index("--epochs") + 1] = "500"
+    again = subprocess.Popen(
+        [sys.executable, *command[1:]],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in again.stdout:
+        if line.startswith("epoch"):
+            break
+    again.terminate()
+    again.communicate(timeout=120)
+    assert line.split()[1] == f"{done['iter'] + 1}/500"
+    assert again.returncode == 128 + signal.SIGTERM
+
+
+def test_a_second_ctrl_c_ends_at_once(toy_raf, tmp_path):
+    process = start(toy_raf, tmp_path / "run", "--epochs", "500")
+    process.send_signal(signal.SIGSTOP)  # so that both are there before a step can end
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    line = process.stderr.readline() + process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert "Ctrl-C again stops at once" in line
+    assert process.returncode in (130, -signal.SIGINT)
+    assert checkpoint.load(tmp_path / "run" / "last.pth")["iter"] >= 1
