@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from PIL import ImageColor
 
-from utils.annotate import MIN_SIDE, annotate
+from utils.annotate import COLORS, DARK, MIN_SIDE, SHADE, annotate
 from utils.faces import Face
 from utils.labels import AFFECTNET
 
@@ -70,6 +71,32 @@ def test_faces_are_not_covered_where_there_is_room():
     for x, y, w, h in boxes:
         inside = changed(copy)[y + 12 : y + h - 12, x + 12 : x + w - 12]
         assert not inside.any()
+
+
+def test_a_label_keeps_off_a_face_at_the_right_edge():
+    """It is wider than the face and stood on it, where it now ends flush with the box."""
+    x, y, w, h = box = (840, 300, 60, 60)
+    copy = annotate(picture(800, 900), [Face(box)], probabilities(7), AFFECTNET)
+    assert not changed(copy)[y + 12 : y + h - 12, x + 12 : x + w - 12].any()
+    assert (copy[y - 2, x - 10 :] == ImageColor.getrgb(COLORS[7])).all()
+
+
+def test_colours_stand_out():
+    """WCAG contrasts: letters on their label at least 4.5; bars on their ground at least 2."""
+    for color in COLORS:
+        black, white = (contrast(color, ink) for ink in ("black", "white"))
+        assert max(black, white) == (white if color in DARK else black) >= 4.5
+        assert contrast(color, (255 - SHADE[3],) * 3) >= 2  # over a white picture
+
+
+def contrast(one, other):
+    """Of two sRGB colours: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
+    luminances = []
+    for color in (one, other):
+        rgb = np.array(ImageColor.getrgb(color) if isinstance(color, str) else color) / 255
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        luminances.append(linear @ (0.2126, 0.7152, 0.0722))
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from utils.faces import Box, Face
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, with a grey for its black.
 COLORS = ("#BBBBBB", "#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
-DARK = {"#D55E00", "#0072B2", "#009E73"}  # of these, the ones that white letters stand out on
+DARK = {"#0072B2"}  # of these, the ones on which white letters stand out more than black
 
-MIN_SIDE = 640  # smaller pictures are drawn larger: no letters are legible on 100 pixels
+SHADE = (0, 0, 0, 200)  # behind the bars: all colours stand out, and the picture is still guessed
+
+MIN_SIDE = 800  # smaller pictures are drawn larger: no letters are legible on 100 pixels
 TEXT = 0.018  # height of the letters by the longer side; what fits a screen reads the same
 
 
@@ -74,11 +76,15 @@ class _Drawing:
             self.draw.rectangle(inner, outline=color, width=self.line)
 
     def tag(self, box: Box, text: str, color: str) -> None:
-        """The label above the box, or below it, or inside where neither is free."""
+        """The label above the box, or below it, flush with one of its sides; inside where no such
+        place is free."""
         x, y, w, h = box
         width = math.ceil(self.font.getlength(text)) + 2 * self.gap
         height = sum(self.font.getmetrics()) + self.gap
-        place = self._free((x, top, width, height) for top in (y - height, y + h))
+        sides = (x, x + w - width)
+        place = self._free(
+            (left, top, width, height) for left in sides for top in (y - height, y + h)
+        )
         if place is None:
             place = self._clamp((x, y, width, height))
         self.taken.append(place)
@@ -108,7 +114,7 @@ class _Drawing:
             place = self._clamp((x, y + h - height, w, height))
         self.taken.append(place)
         left, top, width, height = place
-        self.draw.rectangle((left, top, left + width - 1, top + height - 1), fill=(0, 0, 0, 150))
+        self.draw.rectangle((left, top, left + width - 1, top + height - 1), fill=SHADE)
         start = left + self.gap + names
         length = max(1, left + width - self.gap - start)
         for label, probability in enumerate(row):
