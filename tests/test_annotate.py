@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
+from tests.legibility import contrast
 from utils.annotate import COLORS, DARK, MIN_SIDE, SHADE, annotate
 from utils.faces import Face
 from utils.labels import AFFECTNET
@@ -86,17 +87,7 @@ def test_colours_stand_out():
     for color in COLORS:
         black, white = (contrast(color, ink) for ink in ("black", "white"))
         assert max(black, white) == (white if color in DARK else black) >= 4.5
-        assert contrast(color, (255 - SHADE[3],) * 3) >= 2  # over a white picture
-
-
-def contrast(one, other):
-    """Of two sRGB colours: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
-    luminances = []
-    for color in (one, other):
-        rgb = np.array(ImageColor.getrgb(color) if isinstance(color, str) else color) / 255
-        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        luminances.append(linear @ (0.2126, 0.7152, 0.0722))
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
+        assert contrast(color, str(1 - SHADE[3] / 255)) >= 2  # over a white picture
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import itertools
 import re
 import subprocess
 import sys
@@ -8,11 +7,11 @@ import pytest
 import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Line
-from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
 from networks.dan import DAN
+from tests.legibility import check_texts, extents
 from utils.draw_overview import PIXELS, draw_overview
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,37 +22,21 @@ SCRIPT = [sys.executable, str(REPOSITORY / "utils/draw_overview.py")]
 def figure():
     figure = draw_overview()
     figure.set_dpi(PIXELS / figure.get_figwidth())
-    figure.canvas.draw()
     return figure
 
 
-def texts(figure):
-    return [text for text in figure.findobj(Text) if text.get_text()]
-
-
-def extents(figure):
-    """Each text and where it is, in pixels, as it is rendered."""
-    return [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
-
-
-def test_no_text_leaves_the_figure(figure):
-    for text, extent in extents(figure):
-        assert figure.bbox.contains(extent.x0, extent.y0), text
-        assert figure.bbox.contains(extent.x1, extent.y1), text
-
-
-def test_no_text_touches_another(figure):
-    for (one, here), (other, there) in itertools.combinations(extents(figure), 2):
-        assert not here.padded(2).overlaps(there.padded(2)), (one, other)
+def test_texts_keep_clear_of_the_edge_and_of_each_other(figure):
+    check_texts(figure)
 
 
 def test_texts_are_inside_boxes_or_outside(figure):
     """With some air at the box's line."""
     boxes = [box.get_window_extent() for box in figure.findobj(FancyBboxPatch)]
     assert len(boxes) > 20
+    found = extents(figure)
     for box in boxes:
         inner, outer = box.padded(-4), box.padded(1)
-        for text, extent in extents(figure):
+        for text, extent in found:
             inside = inner.containsx(extent.x0) and inner.containsx(extent.x1)
             inside = inside and inner.containsy(extent.y0) and inner.containsy(extent.y1)
             assert inside or not outer.overlaps(extent), text
@@ -62,17 +45,18 @@ def test_texts_are_inside_boxes_or_outside(figure):
 def test_no_arrow_crosses_a_text(figure):
     arrows = figure.findobj(FancyArrowPatch)
     assert len(arrows) > 30
+    found = extents(figure)
     for arrow in arrows:
         line = arrow.get_path().transformed(arrow.axes.transData)
         for part in map(Line, line.to_polygons(closed_only=False)):
-            for text, extent in extents(figure):
+            for text, extent in found:
                 assert not part.intersects_bbox(extent, filled=False), text
 
 
 def test_every_text_is_legible_where_a_readme_shows_it(figure):
-    """880 pixels wide: letters of 10 pixels, what browsers call the smallest legible."""
+    """880 pixels wide: letters of at least 10 pixels."""
     scale = 880 / PIXELS * figure.dpi / 72
-    assert min(text.get_fontsize() for text in texts(figure)) * scale >= 10
+    assert min(text.get_fontsize() for text, _ in extents(figure)) * scale >= 10
 
 
 def test_the_drawing_is_of_the_network(figure):
@@ -80,7 +64,6 @@ def test_the_drawing_is_of_the_network(figure):
     model = DAN(num_class=7, num_head=4).eval()
     head = model.heads[0]
     layers, shapes = set(), {(1, 7, 7), (3, 224, 224)}
-    sizes = {"4": "K", "7": "C"}  # in vectors and in linear layers, which have no other 4 or 7
 
     def note(module, inputs, output):
         for x in (*inputs, *([output] if isinstance(output, torch.Tensor) else output)):
@@ -89,8 +72,8 @@ def test_the_drawing_is_of_the_network(figure):
             kernel = "×".join(map(str, module.kernel_size))
             layers.add(f"conv {kernel} {module.in_channels} → {module.out_channels}")
         elif isinstance(module, nn.Linear):
-            width = str(module.out_features)
-            layers.add(f"Linear {module.in_features} → {sizes.get(width, width)}")
+            width = "C" if module is model.fc else module.out_features
+            layers.add(f"Linear {module.in_features} → {width}")
 
     for module in (model, model.features, *head.modules(), model.fc):
         module.register_forward_hook(note)
@@ -100,7 +83,7 @@ def test_the_drawing_is_of_the_network(figure):
     assert {(7,), (4, 512), (512, 7, 7), (256, 7, 7), (512,)} <= shapes
 
     drawn_layers, drawn_shapes = set(), set()
-    for text in (text.get_text() for text in texts(figure)):
+    for text in (text.get_text() for text, _ in extents(figure)):
         if "→" in text:
             kind, widths = text.replace(", BN", "").split("\n")[:2]
             drawn_layers.add(f"{kind} {widths}")

@@ -330,7 +330,7 @@ def test_the_script_runs_from_anywhere(tmp_path):
     subprocess.run([*script, *arguments, "--sheet", "sheet.png"], cwd=tmp_path, check=True)
     assert read_toy_set(tmp_path / "a b/set").train == 9
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width == 8 * 112
+        assert sheet.size == (8 * 112 + 7 * 4, 22 + 5 * 112 + 4 * 4)
     failed = subprocess.run(
         [*script, "--output", "."], cwd=tmp_path, capture_output=True, text=True
     )

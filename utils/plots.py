@@ -9,9 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, but for its yellow, which is
+# faint on white, the wine of Tol's.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000", "#999933")
+PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000", "#882255")
 MARKERS = "osD^vPX*<>"
 
 
@@ -20,29 +21,33 @@ def plot_curves(history: Sequence[dict[str, float]], path: Path, *, title: str) 
     figure = _figure(10, 3.8)
     losses, accuracies = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
+    markers = {"markersize": 4, "markevery": -(-len(epochs) // 20)}  # few enough to tell apart
     series = (
-        ("total", "loss", BLUE, "-"),
-        ("cross-entropy", "cross_entropy", ORANGE, "--"),
-        ("affinity", "affinity", GREEN, "-."),
-        ("partition", "partition", PINK, ":"),
+        ("total", "loss", BLUE, "o-"),
+        ("cross-entropy", "cross_entropy", ORANGE, "s--"),
+        ("affinity", "affinity", GREEN, "^-."),
+        ("partition", "partition", PINK, "D:"),
     )
     for label, key, color, style in series:
         values = [row[key] for row in history]
-        losses.plot(epochs, values, style, color=color, label=label, marker="o", markersize=2.5)
-    _label_axes(losses, "training loss")
-    losses.set_ylim(bottom=0)
+        losses.plot(epochs, values, style, color=color, label=label, **markers)
+    _label_axes(losses, epochs, "training loss")
+    top = losses.get_ylim()[1]
+    losses.set_ylim(-0.03 * top, top)  # a loss of 0 stays off the axis
 
     series = (
-        ("training", "train_accuracy", BLUE, "-"),
-        ("validation", "val_accuracy", ORANGE, "-"),
-        ("validation, balanced", "val_balanced_accuracy", GREEN, "--"),
+        ("training", "train_accuracy", BLUE, "o-", 1.5),
+        # The wider line shows on both sides of the other, with which it often coincides.
+        ("validation", "val_accuracy", ORANGE, "s-", 3),
+        ("validation, balanced", "val_balanced_accuracy", "black", "^:", 1.5),
     )
-    for label, key, color, style in series:
+    for label, key, color, style, width in series:
         values = [100 * row[key] for row in history]
-        accuracies.plot(epochs, values, style, color=color, label=label, marker="o", markersize=2.5)
+        accuracies.plot(epochs, values, style, color=color, label=label, lw=width, **markers)
     best = max(history, key=lambda row: row["val_accuracy"])
-    accuracies.plot(best["epoch"], 100 * best["val_accuracy"], "*", color=ORANGE, markersize=12)
-    _label_axes(accuracies, "accuracy (%)")
+    star = dict(color=ORANGE, mec="black", ms=14, ls="", label="best", clip_on=False)
+    accuracies.plot(best["epoch"], 100 * best["val_accuracy"], "*", **star)
+    _label_axes(accuracies, epochs, "accuracy (%)")
     accuracies.set_ylim(0, 102)
     figure.suptitle(
         f"{title}: best {100 * best['val_accuracy']:.2f} % at epoch {best['epoch']}, "
@@ -57,11 +62,12 @@ def plot_confusion(
     """confusion: (C, C) counts, rows are labels. Each row is shown as percentages of itself."""
     count = len(class_names)
     side = max(4.2, 0.62 * count + 1.6)
-    figure = _figure(side + 0.9, side)
+    figure = _figure(side + 1.2, side)
     axes = figure.subplots()
     total = confusion.sum(axis=1, keepdims=True)
     percent = 100 * confusion / np.maximum(total, 1)
-    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    # Fields as square as the figure makes them: forced to be square they push labels out of it.
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     size = 9 if count <= 12 else 6
     for row, column in np.ndindex(*confusion.shape):
         value = percent[row, column]
@@ -72,7 +78,7 @@ def plot_confusion(
             ha="center",
             va="center",
             fontsize=size,
-            color="white" if value > 55 else "black" if confusion[row, column] else "0.6",
+            color="white" if value > 71 else "black" if confusion[row, column] else "0.45",
         )
     axes.set_xticks(range(count), class_names, rotation=40, ha="right", rotation_mode="anchor")
     rows = zip(class_names, total[:, 0], strict=True)
@@ -94,12 +100,12 @@ def plot_tsne(
         mine = points[labels == index]
         # Colour and marker both tell the classes apart, for more than a palette can.
         color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-        axes.scatter(*mine.T, s=14, color=color, marker=marker, label=name, linewidths=0)
+        axes.scatter(*mine.T, s=22, color=color, marker=marker, label=name, linewidths=0)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color("0.8")
     axes.set_title("t-SNE of the pooled features", fontsize=11)
-    figure.legend(frameon=False, loc="outside right center", markerscale=1.6)
+    figure.legend(frameon=False, loc="outside right center", markerscale=1.4)
     figure.savefig(path, dpi=150)
 
 
@@ -110,10 +116,11 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _label_axes(axes: Axes, ylabel: str) -> None:
+def _label_axes(axes: Axes, epochs: Sequence[int], ylabel: str) -> None:
     axes.set_xlabel("epoch")
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

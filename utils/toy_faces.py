@@ -1,6 +1,7 @@
 """Toy data sets: drawn faces in the on-disk formats of RAF-DB and AffectNet.
 
     python utils/toy_faces.py --layout rafdb --output datasets/toy-raf-basic
+    python utils/toy_faces.py --sheet static/toy_faces.jpg
 
 They let every script run, and a network learn, where the licensed photos are not at hand. Brows,
 eyes and mouth carry the label and nothing else does; nobody is in both the training and the test
@@ -107,15 +108,16 @@ def redraw_face(image_path: str | os.PathLike) -> ToyFace:
 
 def draw_sheet(*, rows: int = 5, size: int = 112, seed: int = 0) -> Image.Image:
     """Some people (rows) with all expressions (columns), labelled, faces of size x size."""
-    band = size // 5
-    sheet = Image.new("RGB", (size * len(AFFECTNET), band + size * rows), "white")
+    band, step = size // 5, size + size // 28  # with white between the faces
+    width, height = (step * count - step + size for count in (len(AFFECTNET), rows))
+    sheet = Image.new("RGB", (width, band + height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(band * 0.7)
     for column, name in enumerate(AFFECTNET):
-        x = size * column
+        x = step * column
         pen.text((x + size / 2, band / 2), name, fill="black", font=font, anchor="mm")
         for row in range(rows):  # the same state of the generator: the same person
             face = draw_face(name, np.random.default_rng((seed, row)), size)
-            sheet.paste(Image.fromarray(face.image), (x, band + size * row))
+            sheet.paste(Image.fromarray(face.image), (x, band + step * row))
     return sheet
 
 
@@ -206,7 +208,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, help=f"training faces ({counts(**DEFAULT_TRAIN)})")
     parser.add_argument("--test", type=int, help=f"test faces ({counts(**DEFAULT_TEST)})")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheet", metavar="PNG", help="labelled picture of a few faces")
+    parser.add_argument("--sheet", metavar="FILE", help="labelled picture of a few faces")
     args = parser.parse_args()
     if not (args.output or args.sheet):
         parser.error("nothing to do: name an --output folder or a --sheet")
@@ -219,7 +221,7 @@ def main() -> None:
             print(f"{args.output}: {train} training and {test} test faces")
         if args.sheet:
             try:
-                draw_sheet(seed=args.seed).save(args.sheet)
+                draw_sheet(seed=args.seed).save(args.sheet, quality=90)
             except (OSError, ValueError) as error:  # no such folder, or no such image format
                 raise UserError(f"{args.sheet}: cannot be written ({error})") from None
             print(f"{args.sheet}: a sheet of faces")
