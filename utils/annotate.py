@@ -62,7 +62,7 @@ class _Drawing:
         self.draw = ImageDraw.Draw(picture, "RGBA")  # blends translucent colours
         self.font = _font(round(TEXT * max(picture.size)))
         self.small = _font(round(0.85 * TEXT * max(picture.size)))
-        self.line = max(2, round(self.font.size / 6))
+        self.line = max(2, round(self.font.size / 5))
         self.gap = max(3, round(self.font.size / 4))
         self.taken = list(boxes)
 
