@@ -145,8 +145,8 @@ def load(path: Path, dataset: str | None, device: str, *, fuse: bool):
 
     from networks.dan import DAN
     from networks.fused import FusedDAN
-    from utils.checkpoint import read_trained
     from utils.run import resolve_device
+    from utils.trained import read_trained
     from utils.transforms import preprocess
 
     trained = read_trained(path, dataset=dataset)

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from networks.dan import DAN
 from utils import cli
-from utils.checkpoint import TrainedModel, read_trained
 from utils.errors import UserError, exit_on_user_error
 from utils.head_maps import ATTENTION, METHODS, PER_CHANNEL, head_maps, normalise
 from utils.images import read_rgb
@@ -24,6 +23,7 @@ from utils.map_sheets import Explained, Overview, write_pictures
 from utils.pictures import Picture, find_labels, is_below, list_files, spread, unique_names
 from utils.readers import FaceData, read_affectnet, read_rafdb
 from utils.run import make_writable_folder, resolve_device
+from utils.trained import TrainedModel, read_trained
 from utils.transforms import preprocess
 
 DEFAULT_LIMIT = 16  # of the data set's images, where none are named

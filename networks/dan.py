@@ -129,7 +129,8 @@ class DAN(nn.Module):
                 the keys, with or without an fc.
 
         Raises:
-            ValueError: weights are missing, misshapen or unknown; the message names them.
+            ValueError: weights are missing, misshapen, not finite or unknown; the message names
+                them.
         """
         state = checkpoint.get("state_dict", checkpoint)
         if not isinstance(state, Mapping):
@@ -141,19 +142,30 @@ class DAN(nn.Module):
             index, _, rest = key.partition(".")
             source = f"{names[int(index)]}.{rest}"  # features.4.0.conv1 is ResNet's layer1.0.conv1
             value = state.pop(source, None)
-            if isinstance(value, Tensor) and value.shape == own.shape:
-                backbone[key] = value
-            elif isinstance(value, Tensor):
-                problems.append(f"{source} is {tuple(value.shape)}, not {tuple(own.shape)}")
-            elif not source.endswith("num_batches_tracked"):  # absent from old files, and unused
-                problems.append(f"{source} is missing")
-            else:
+            if source.endswith("num_batches_tracked"):  # absent from old files, and unused
                 backbone[key] = own
-        problems += [f"{key} is unknown" for key in state if not key.startswith("fc.")]
+            elif not isinstance(value, Tensor):
+                problems.append(f"{source} is missing")
+            elif not _is_plain(value):
+                problems.append(f"{source} is not plain floats")
+            elif value.shape != own.shape:
+                problems.append(f"{source} is {tuple(value.shape)}, not {tuple(own.shape)}")
+            elif not value.isfinite().all():
+                problems.append(f"{source} holds NaN or infinite values")
+            else:
+                backbone[key] = value
+        problems += [f"{key[:80]} is unknown" for key in state if not key.startswith("fc.")]
         if problems:
             more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise ValueError(f"not a ResNet-18: {'; '.join(problems[:5])}{more}")
         self.features.load_state_dict(backbone)
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor from a file is floats in memory, and not of a sparse or other odd kind."""
+    if value.layout is not torch.strided or value.is_nested or value.is_meta:
+        return False
+    return value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _conv_bn(channels_in: int, channels_out: int, kernel: tuple[int, int]) -> nn.Sequential:

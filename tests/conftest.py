@@ -8,12 +8,17 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
+from hypothesis import settings
 
 import rafdb
 from networks.dan import DAN
 from tests import golden
 from utils import labels
 from utils.toy_faces import write_rafdb
+
+# Drawn inputs are the same in every run, and a slow machine is no failure.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 # The smallest settings that still run everything there is.
 SMALL = ["--pretrained", "none", "--image_size", "32", "--workers", "0", "--batch_size", "16"]

@@ -12,6 +12,7 @@ from utils.errors import UserError, exit_on_user_error
 from utils.labels import AFFECTNET
 from utils.readers import read_affectnet
 from utils.toy_faces import write_affectnet
+from utils.trained import read_trained
 
 FLAGS = [*SMALL, "--epochs", "1"]
 
@@ -37,7 +38,7 @@ def test_toy_is_as_imbalanced_as_affectnet(toy_aff):
 def test_a_run_of_either_class_count(toy_aff, tmp_path, num_class, capsys):
     flags = ["--aff_path", str(toy_aff), "--output_dir", str(tmp_path), *FLAGS]
     affectnet.main([*flags, "--num_class", str(num_class)])
-    trained = checkpoint.read_trained(tmp_path / "best.pth")
+    trained = read_trained(tmp_path / "best.pth")
     assert trained.class_names == AFFECTNET[:num_class] and trained.dataset == "AffectNet"
     optimizer = checkpoint.load(tmp_path / "last.pth")["optimizer_state_dict"]
     assert "exp_avg" in optimizer["state"][0]  # Adam
@@ -53,7 +54,7 @@ def test_any_class_folders(toy_aff, tmp_path, monkeypatch):
         for code, name in enumerate(("calm", "glad", "low")):
             shutil.copytree(toy_aff / source / str(code), data / target / name)
     affectnet.main(["--aff_path", str(data), *FLAGS])
-    trained = checkpoint.read_trained(tmp_path / "models/my_data/best.pth")
+    trained = read_trained(tmp_path / "models/my_data/best.pth")
     assert trained.class_names == ("calm", "glad", "low") and trained.dataset == "my_data"
     weights = str(tmp_path / "models/my_data/best.pth")
     affectnet.main(

@@ -131,6 +131,30 @@ def test_backbone_names_what_does_not_fit():
     assert "layer5.weight is unknown" in message
 
 
+def test_backbone_names_values_that_are_no_weights():
+    state = resnet18().state_dict()
+    state["conv1.weight"][3, 0, 0, 0] = float("nan")
+    state["bn1.weight"] = torch.ones(64).to_sparse()
+    state["bn1.bias"] = torch.empty(64, device="meta")
+    state["bn1.running_mean"] = torch.zeros(64, dtype=torch.complex64)
+    state["bn1.running_var"] = "text"
+    with pytest.raises(ValueError) as error:
+        DAN(num_class=7).load_backbone(state)
+    message = str(error.value)
+    assert "conv1.weight holds NaN" in message and "bn1.running_var is missing" in message
+    for name in ("weight", "bias", "running_mean"):
+        assert f"bn1.{name} is not plain floats" in message
+
+
+def test_half_precision_backbones_are_taken():
+    state = {
+        k: v.half() if v.is_floating_point() else v for k, v in resnet18().state_dict().items()
+    }
+    model = DAN(num_class=7)
+    model.load_backbone(state)
+    assert torch.equal(model.features[0].weight, state["conv1.weight"].float())
+
+
 def test_batch_counters_may_be_missing_from_old_backbones():
     state = resnet18().state_dict()
     state = {key: v for key, v in state.items() if not key.endswith("num_batches_tracked")}

@@ -16,6 +16,7 @@ from utils.labels import AFFECTNET, RAFDB
 from utils.map_sheets import Explained, Overview, overlay, write_pictures
 from utils.readers import read_rafdb
 from utils.toy_faces import write_rafdb
+from utils.trained import read_trained
 
 pytestmark = pytest.mark.filterwarnings("error")
 NUM_HEAD = 2
@@ -128,7 +129,7 @@ def test_equal_names_do_not_overwrite_each_other(best, data, tmp_path):
 
 
 def test_labels_are_known_where_the_image_is_of_the_data_set(best, data):
-    trained = checkpoint.read_trained(best)
+    trained = read_trained(best)
     split = read_rafdb(data).val
     inside, outside = split.path(7), best
     chosen = run_grad_cam.choose_pictures(trained, [str(inside), str(outside)], None, "out")

@@ -17,6 +17,7 @@ from tests.conftest import SMALL
 from utils import checkpoint
 from utils.errors import UserError, exit_on_user_error
 from utils.labels import RAFDB
+from utils.trained import read_trained
 
 REPOSITORY = Path(rafdb.__file__).parent
 
@@ -53,7 +54,7 @@ def test_checkpoints_hold_what_a_resume_needs(small_run):
     model.load_state_dict(content["model_state_dict"])
     assert content["criterion_state_dict"]["affinity.centers"].shape == (7, 512)
     assert {"optimizer_state_dict", "scheduler_state_dict", "rng_state"} <= set(content)
-    trained = checkpoint.read_trained(small_run / "best.pth")
+    trained = read_trained(small_run / "best.pth")
     assert (trained.class_names, trained.dataset, trained.image_size) == (RAFDB, "RAF-DB", 32)
 
 

@@ -9,10 +9,11 @@ import rafdb
 from networks.dan import DAN
 from networks.fused import FusedDAN
 from tests.grad_cam_meaning import measure
-from utils.checkpoint import load, read_trained
+from utils.checkpoint import load
 from utils.data import FaceLoader
 from utils.engine import evaluate
 from utils.readers import read_rafdb
+from utils.trained import read_trained
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,19 @@ from contextlib import contextmanager
 class UserError(Exception):
     """Something only the user can mend: a wrong path, a broken image, a wrong checkpoint.
 
-    The message is one line that says what is wrong, where, and what to do about it.
+    The message is one line that says what is wrong, where, and what to do about it. What would
+    break the line or the terminal, in a file's name or a damaged file, is shown by its code.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """The same text with each character that cannot be printed as its escape, `\\n`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Interrupted(Exception):

@@ -9,7 +9,6 @@ from sklearn.manifold import TSNE
 from torch import nn
 
 from utils import plots
-from utils.checkpoint import TrainedModel, read_trained
 from utils.data import FaceLoader
 from utils.distributed import World
 from utils.engine import Evaluation, evaluate
@@ -19,6 +18,7 @@ from utils.metrics import per_class_table
 from utils.readers import FaceData
 from utils.run import Run, make_writable_folder, start
 from utils.run_folder import note_bad_images
+from utils.trained import TrainedModel, read_trained
 
 
 def evaluate_checkpoint(

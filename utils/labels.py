@@ -16,3 +16,8 @@ AFFECTNET_COUNTS = {
     "train": (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750),
     "val": (500, 500, 500, 500, 500, 500, 500, 499),
 }
+
+
+def is_name(name: object) -> bool:
+    """Whether something can name a class or a data set: text that can be printed on a line."""
+    return isinstance(name, str) and name.strip() != "" and name.isprintable()
