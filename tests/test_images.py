@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from utils.errors import UserError
@@ -173,6 +175,40 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, kind):
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message and len(message) > len(str(path)) + 20
+
+
+def small_files() -> dict[str, bytes]:
+    """One of each kind, turned by its EXIF data where it has some."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "hello"
+    files = {}
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "DDS"):
+        buffer = io.BytesIO()
+        Image.fromarray(color()).save(buffer, kind, exif=exif)
+        files[kind] = buffer.getvalue()
+    return files
+
+
+SMALL = small_files()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # remarks on damaged metadata
+@settings(max_examples=200)
+@given(st.sampled_from(sorted(SMALL)), st.integers(0, 2000), st.integers(0, 255))
+@example("DDS", 80, 0)  # Pillow's NotImplementedError
+@example("WEBP", SMALL["WEBP"].index(b"EXIF") + 19, 0)  # its struct.error
+def test_damage_leads_to_pixels_or_one_line(tmp_path_factory, kind, place, byte):
+    path = tmp_path_factory.getbasetemp() / "damaged.jpg"
+    content = bytearray(SMALL[kind])
+    content[place % len(content)] = byte
+    path.write_bytes(content)
+    try:
+        pixels = read_rgb(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ") and str(error).isprintable()
+    else:
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 
 def test_a_missing_file_and_a_folder_are_user_errors(tmp_path):

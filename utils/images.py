@@ -1,6 +1,7 @@
 """Any image file -> uint8 RGB, the same way for training, evaluation, demo and heat maps."""
 
 import os
+import struct
 import warnings
 
 import numpy as np
@@ -47,7 +48,8 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
         raise UserError(
             f"{path}: not an image that Pillow can read; replace or remove it"
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged data
+    # What Pillow raises on damaged data.
+    except (OSError, SyntaxError, ValueError, RuntimeError, struct.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read ({reason}); replace or remove it") from None
 
