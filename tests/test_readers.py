@@ -5,17 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from utils.errors import UserError
 from utils.labels import AFFECTNET, RAFDB
-from utils.readers import read_affectnet, read_rafdb
+from utils.readers import read_affectnet, read_rafdb, scan_rafdb
 
 LABELS = "EmoLabel/list_patition_label.txt"
 
 
-@pytest.fixture
-def raf(tmp_path):
+def write_raf(tmp_path):
     """Seven training and seven test images, one a class, in RAF-DB's layout."""
     (tmp_path / "EmoLabel").mkdir()
     (tmp_path / "Image" / "aligned").mkdir(parents=True)
@@ -27,6 +28,17 @@ def raf(tmp_path):
             lines.append(f"{name}.jpg {number}")
     (tmp_path / LABELS).write_text("\n".join(lines) + "\n")
     return tmp_path
+
+
+@pytest.fixture
+def raf(tmp_path):
+    return write_raf(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def raf_module(tmp_path_factory):
+    """For tests that write the label file anew in each example."""
+    return write_raf(tmp_path_factory.mktemp("raf"))
 
 
 @pytest.fixture
@@ -67,26 +79,41 @@ def test_rafdb_recognises_its_published_counts(raf):
     assert "are the published counts" in replace(data, published=published).summary()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "  \n\n"])
+def test_rafdb_labels_of_any_encoding_and_spacing(raf, encoding, end):
+    lines = (raf / LABELS).read_text().replace(" ", "\t").splitlines()
+    (raf / LABELS).write_bytes("".join(line + end for line in lines).encode(encoding))
+    np.testing.assert_array_equal(read_rafdb(raf).train.labels, np.arange(7))
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("train_00001", "line 2 'train_00001'"),
-        ("train_00002.jpg 8", "a label from 1 to 7"),
-        ("train_00002.jpg 0", "a label from 1 to 7"),
-        ("train_00002.jpg nan", "a label from 1 to 7"),
-        ("photo.jpg 3", "line 2 'photo.jpg 3'"),
-        ("../train_00002.jpg 3", "line 2"),
-        ("train_00001.jpg 3", "line 2 repeats train_00001.jpg of line 1"),
-        ("train_00099.jpg 3", "train_00099_aligned.jpg (line 2) is missing"),
+        ("train_00001", "txt:2: 'train_00001' is not"),
+        ("train_00002.jpg 8", "txt:2: 'train_00002.jpg 8' has no label from 1 to 7"),
+        ("train_00002.jpg 0", "has no label from 1 to 7"),
+        ("train_00002.jpg nan", "has no label from 1 to 7"),
+        ("photo.jpg 3", "txt:2: 'photo.jpg 3' is not"),
+        ("../train_00002.jpg 3", "txt:2: "),
+        ("train_\xe9.jpg 3", "txt:2: "),
+        ("train_00001.jpg 1", "txt:2: repeats train_00001.jpg of line 1;"),
+        ("train_00001.jpg 3", "repeats train_00001.jpg of line 1, which gives it label 1"),
+        ("train_00099.jpg 2", "train_00099_aligned.jpg: missing, but line 2 of"),
     ],
 )
 def test_rafdb_names_a_bad_line(raf, line, expected):
     lines = (raf / LABELS).read_text().splitlines()
     lines[1] = line
+    lines.append("train_00014.jpg 2")  # so that no class is without an image
+    shutil.copy(
+        raf / "Image/aligned/train_00001_aligned.jpg", raf / "Image/aligned/train_00014_aligned.jpg"
+    )
     (raf / LABELS).write_text("\n".join(lines))
     with pytest.raises(UserError) as error:
         read_rafdb(raf)
     assert "1 problem:" in str(error.value) and expected in str(error.value)
+    assert f"python utils/check_data.py {raf}" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -96,6 +123,68 @@ def test_rafdb_reports_all_problems_together_and_five_by_name(raf):
     with pytest.raises(UserError) as error:
         read_rafdb(raf)
     assert "6 problems" in str(error.value) and str(error.value).count("missing") == 5
+
+
+def test_rafdb_names_a_class_without_training_images(raf):
+    text = (raf / LABELS).read_text()
+    (raf / LABELS).write_text(text.replace("train_00002.jpg 2", "train_00002.jpg 3"))
+    with pytest.raises(UserError, match=r"1 problem: .*no train_\*.jpg image of fear \(label 2\)"):
+        read_rafdb(raf)
+
+
+def test_rafdb_names_a_folder_called_like_an_image(raf):
+    path = raf / "Image/aligned/test_0003_aligned.jpg"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="test_0003_aligned.jpg: not a file, but line 10"):
+        read_rafdb(raf)
+
+
+NAMES = [f"{split}_{n:0{digits}d}.jpg" for split, digits in (("train", 5), ("test", 4))
+         for n in range(1, 8)]  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(
+    st.permutations(NAMES),
+    st.lists(st.integers(1, 7), min_size=14, max_size=14),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from([" ", "\t", "  "]),
+)
+def test_rafdb_labels_are_what_the_lines_say(raf_module, names, codes, encoding, end, space):
+    lines = [f"{name}{space}{code}" for name, code in zip(names, codes, strict=True)]
+    (raf_module / LABELS).write_bytes(end.join(lines).encode(encoding))
+    data = scan_rafdb(raf_module).data
+    read = {
+        split.path(i).name.replace("_aligned", ""): split.labels[i] + 1
+        for split in (data.train, data.val)
+        for i in range(len(split))
+    }
+    assert read == dict(zip(names, codes, strict=True))
+
+
+LINES = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from([*NAMES, "train_99.jpg", "test_.jpg", "train_1.png", "x"]) | st.text(),
+    st.sampled_from([" ", "\t", ",", "", "\n"]),
+    st.integers(-1, 9) | st.floats() | st.text(max_size=3),
+    st.sampled_from(["", " ", " 3", "\r"]),
+)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200) | st.lists(LINES, max_size=20).map("\n".join))
+def test_no_label_file_leads_to_anything_but_labels_or_one_line(raf_module, content):
+    content = content.encode() if isinstance(content, str) else content
+    (raf_module / LABELS).write_bytes(content)
+    try:
+        data = read_rafdb(raf_module)
+    except UserError as error:
+        assert str(error).startswith(str(raf_module)) and str(error).isprintable()
+        assert len(str(error)) < 2000
+    else:
+        assert set(data.train.labels) == set(range(7)) and len(data.val)
 
 
 @pytest.mark.parametrize("missing", ["", "EmoLabel", "Image"])
@@ -108,15 +197,35 @@ def test_rafdb_not_there(raf, missing):
 
 
 def test_rafdb_label_file_that_is_no_text(raf):
-    (raf / LABELS).write_bytes(b"\xff\xfe\x00train")
-    with pytest.raises(UserError, match="not plain text"):
+    for content in (
+        b"\xff\xfe\x00\x00train",
+        b"\xff\xfet",
+        b"\x00\x01\x02",
+        b"\x81\x8d",
+        b"\x89PNG\r\n\x1a\n",
+    ):
+        (raf / LABELS).write_bytes(content)
+        with pytest.raises(UserError, match="not plain text"):
+            read_rafdb(raf)
+
+
+def test_rafdb_files_that_are_something_else(raf, tmp_path):
+    (raf / LABELS).rename(tmp_path / "labels.txt")
+    (raf / LABELS).mkdir()
+    with pytest.raises(UserError, match=r"list_patition_label.txt: cannot be read \(Is a dir"):
+        read_rafdb(raf)
+    (raf / LABELS).rmdir()
+    (tmp_path / "labels.txt").rename(raf / LABELS)
+    shutil.rmtree(raf / "Image/aligned")
+    (raf / "Image/aligned").touch()
+    with pytest.raises(UserError, match=r"aligned: cannot be read \(Not a directory\)"):
         read_rafdb(raf)
 
 
 def test_rafdb_empty_split(raf):
     lines = (raf / LABELS).read_text().splitlines()
     (raf / LABELS).write_text("\n".join(lines[:7]))
-    with pytest.raises(UserError, match="lists 0 test_"):
+    with pytest.raises(UserError, match="lists no test_"):
         read_rafdb(raf)
 
 
@@ -152,13 +261,33 @@ def test_any_class_folders(folders):
 
 def test_splits_of_different_classes(folders):
     root = folders(train={"a": 1, "b": 1, "c": 1}, val={"a": 1, "b": 1, "d": 1})
-    with pytest.raises(UserError, match="only one of them has c, d"):
+    with pytest.raises(UserError, match="2 problems: train/d: no images.*val/c: no images"):
         read_affectnet(root)
 
 
 def test_empty_class(folders):
     root = folders(train={"a": 1, "b": 0}, val={"a": 1, "b": 1})
-    with pytest.raises(UserError, match="no images in .*train/b"):
+    with pytest.raises(UserError, match="1 problem: train/b: no images"):
+        read_affectnet(root)
+
+
+def test_folders_and_dead_links_called_like_images(folders):
+    root = folders(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    (root / "train/a/odd.jpg").mkdir()
+    (root / "val/b/gone.png").symlink_to("nowhere.png")
+    os.mkfifo(root / "val/b/pipe.png")
+    (root / "val/b/linked.png").symlink_to("0.png")
+    with pytest.raises(UserError) as error:
+        read_affectnet(root)
+    assert "3 problems: train/a/odd.jpg: not a file; val/b/gone.png: not a file" in str(error.value)
+    assert "val/b/pipe.png" in str(error.value)
+
+
+@pytest.mark.parametrize("name", [b"a\xe9", b"a\nb", b" "])
+def test_class_folders_that_cannot_name_a_class(folders, name):
+    root = folders(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    os.mkdir(os.fsencode(root / "train") + b"/" + name)
+    with pytest.raises(UserError, match="a folder is called .*rename it"):
         read_affectnet(root)
 
 

@@ -100,8 +100,11 @@ def _with_targets(faces: pd.DataFrame, is_cropped: bool) -> pd.DataFrame:
     repeated = used.duplicated(["phase", "source"])
     faces.loc[used.index[repeated], "reason"] = "listed before"
     used = used[~repeated]
+    name = used["source"].map(os.path.basename).astype(str)
+    is_image = name.str.lower().str.endswith(IMAGE_SUFFIXES) & ~name.str.startswith(".")
+    faces.loc[used.index[~is_image], "reason"] = "not named as an image is"
+    used, name = used[is_image], name[is_image]
     folder = used["phase"] + "/" + used["label"].astype(int).astype(str) + "/"
-    name = used["source"].map(os.path.basename)
     if not is_cropped:
         name = name.map(lambda name: os.path.splitext(name)[0] + ".jpg")
     target = folder + name
@@ -205,6 +208,10 @@ def _summarize(release: str, output: Path, faces: pd.DataFrame) -> Conversion:
         print("{:14}{:8,}{:11,}{:8,}{:11,}".format(name, *numbers))
     for reason, number in dropped["reason"].value_counts().items():
         print(f"dropped {number:,}: {reason}")
+    for phase, numbers in counts.items():
+        empty = [str(code) for code, number in enumerate(numbers) if number == 0]
+        if empty:
+            print(f"no image in {phase}/ of {', '.join(empty)}, which training on them needs")
     print(f"{output}: {len(used):,} images in train/ and val/; convert_report.csv lists the rest")
     return Conversion(release, counts, dropped[["phase", "source", "label", "reason"]])
 

@@ -1,16 +1,22 @@
-"""Readers of data sets on disk. Each checks what it reads before anything is built on it."""
+"""Readers of data sets on disk. Each checks what it reads before anything is built on it.
+
+`read_...` raise an error that names the first problems; `scan_...` return all of them beside what
+can be used, for `utils.check_data`. No image is decoded here.
+"""
 
 import os
+import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 
 from utils import labels
 from utils.errors import UserError
+from utils.face_data import FaceData, Problem, Scan, Split
 from utils.images import IMAGE_SUFFIXES
+from utils.text_files import read_lines
 
 RAFDB_URL = "http://www.whdeng.cn/raf/model1.html"
 AFFECTNET_URL = "http://mohammadmahoor.com/affectnet/"
@@ -19,66 +25,29 @@ RAW_AFFECTNET = ("train_set", "Manually_Annotated_Images", "Manually_Annotated",
 # Lies beside the class folders until their conversion has ended.
 UNFINISHED = ".conversion_unfinished"
 
-
-@dataclass(frozen=True)
-class Split:
-    """Files and labels as two arrays: 300,000 images are a few MB, which worker processes share
-    (a list of paths would be copied into each, as counting references writes to it)."""
-
-    root: Path
-    names: np.ndarray  # (N,) bytes, file names relative to root
-    labels: np.ndarray  # (N,) int64
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, index: int) -> Path:
-        return self.root / os.fsdecode(self.names[index])
-
-    def counts(self, num_class: int) -> np.ndarray:
-        return np.bincount(self.labels, minlength=num_class)
+RAFDB_LABELS = "EmoLabel/list_patition_label.txt"
+RAFDB_IMAGES = "Image/aligned"
+_RAFDB_NAME = re.compile(r"(train|test)_\w+\.(?i:jpg)", re.ASCII)
+_SUFFIX_BYTES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
 
-@dataclass(frozen=True)
-class FaceData:
-    """A data set: what trains, what is held out, and what the labels mean."""
-
-    name: str
-    run_name: str  # what its runs' folders are called
-    class_names: tuple[str, ...]
-    train: Split
-    val: Split
-    published: dict[str, Sequence[int]] | None = None  # images a class, by split, where known
-
-    @property
-    def num_class(self) -> int:
-        return len(self.class_names)
-
-    def fingerprint(self) -> str:
-        """Changes with any file's name, label or place; not with the folder that holds them."""
-        arrays = [a for split in (self.train, self.val) for a in (split.names, split.labels)]
-        return f"{crc32(b''.join(array.tobytes() for array in arrays)):08x}"
-
-    def summary(self, *, compare: bool = True) -> str:
-        """Images per class of both splits as aligned text, and whether they are the published."""
-        counts = [split.counts(self.num_class) for split in (self.train, self.val)]
-        width = max(len("total"), *map(len, self.class_names))
-        lines = [f"{self.name:<{width}}   train     val"]
-        for name, train, val in zip(self.class_names, *counts, strict=True):
-            lines.append(f"{name:<{width}}  {train:6d}  {val:6d}")
-        lines.append(f"{'total':<{width}}  {len(self.train):6d}  {len(self.val):6d}")
-        if compare and self.published is not None:
-            same = all(map(np.array_equal, counts, self.published.values()))
-            verdict = "are" if same else "differ from"
-            lines.append(f"These {verdict} the published counts of {self.name}.")
-        return "\n".join(lines)
+# --- RAF-DB ---
 
 
 def read_rafdb(root: str | os.PathLike) -> FaceData:
     """RAF-DB's basic emotions: `EmoLabel/list_patition_label.txt` and `Image/aligned/`.
 
     Raises:
-        UserError: files are missing or the label file has bad lines; all problems together.
+        UserError: files are missing, the label file has bad lines, or a class has no image.
+    """
+    return scan_rafdb(root).whole(Path(root))
+
+
+def scan_rafdb(root: str | os.PathLike) -> Scan:
+    """RAF-DB with all its problems: bad lines, missing images, splits and classes without any.
+
+    Raises:
+        UserError: the label file or the folder of images is missing or cannot be read.
     """
     root = Path(root)
     if not root.is_dir():
@@ -86,78 +55,70 @@ def read_rafdb(root: str | os.PathLike) -> FaceData:
             f"{root}: no such folder; get RAF-DB from {RAFDB_URL} and unpack it there, "
             "give its place with --raf_path, or try --toy, which needs no data"
         )
-    label_file = root / "EmoLabel" / "list_patition_label.txt"
-    image_folder = root / "Image" / "aligned"
+    label_file, image_folder = root / RAFDB_LABELS, root / RAFDB_IMAGES
     for path in (label_file, image_folder):
         if not path.exists():
             raise UserError(
-                f"{path}: missing; {root} should hold EmoLabel/list_patition_label.txt and "
-                "Image/aligned/ as RAF-DB's basic set does"
+                f"{path}: missing; {root} should hold {RAFDB_LABELS} and {RAFDB_IMAGES}/ as "
+                "RAF-DB's basic set does"
             )
-    present = set(os.listdir(image_folder))
-    names, codes, problems, seen = [], [], [], {}
-    for number, line in enumerate(_read_lines(label_file), start=1):
-        if not line.strip():
-            continue
-        name, code = _parse_rafdb_line(line)
-        if name is None:
-            problems.append(f"line {number} {line.strip()[:60]!r} is not '{code}'")
-            continue
-        if name in seen:
-            problems.append(f"line {number} repeats {name} of line {seen[name]}")
-            continue
-        seen[name] = number
+    present = {entry.name: entry.is_file() for entry in _entries(image_folder)}
+    listed, problems = _read_rafdb_labels(label_file)
+    found = {"train": [], "test": []}
+    for name, (number, code) in listed.items():
         aligned = f"{Path(name).stem}_aligned.jpg"
-        if aligned not in present:
-            problems.append(f"Image/aligned/{aligned} (line {number}) is missing")
+        if present.get(aligned):
+            found[name.partition("_")[0]].append((aligned, code - 1))
+        else:
+            reason = "not a file" if aligned in present else "missing"
+            reason += f", but line {number} of {label_file.name} lists it"
+            problems.append(Problem(f"{RAFDB_IMAGES}/{aligned}", reason))
+    problems += _rafdb_gaps([(name.partition("_")[0], code) for name, (_, code) in listed.items()])
+    splits = []
+    for rows in found.values():
+        names = np.array([name for name, _ in rows], dtype="S")
+        codes = np.array([code for _, code in rows], dtype=np.int64)
+        splits.append(Split(image_folder, names, codes))
+    data = FaceData("RAF-DB", "rafdb", labels.RAFDB, *splits, published=labels.RAFDB_COUNTS)
+    return Scan(data, problems)
+
+
+def _read_rafdb_labels(path: Path) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
+    """{`train_00001.jpg`: (its line, its label from 1 to 7)}, and the lines that say something
+    else."""
+    listed, problems = {}, []
+    for number, line in read_lines(path):
+        name, *rest = line.split()
+        if not _RAFDB_NAME.fullmatch(name) or len(rest) != 1:
+            reason = f"{line[:60]!r} is not 'train_NNNNN.jpg LABEL' or 'test_NNNN.jpg LABEL'"
+        elif rest[0] not in ("1", "2", "3", "4", "5", "6", "7"):
+            reason = f"{line[:60]!r} has no label from 1 to 7"
+        elif name in listed:
+            other, code = listed[name]
+            reason = f"repeats {name} of line {other}"
+            reason += "" if code == int(rest[0]) else f", which gives it label {code}"
+        else:
+            listed[name] = number, int(rest[0])
             continue
-        names.append(aligned)
-        codes.append(code - 1)
-    _raise_problems(label_file, problems)
-    names, codes = np.array(names, dtype="S"), np.array(codes, dtype=np.int64)
-    splits = {}
-    for split in ("train", "test"):
-        mine = np.char.startswith(names, split.encode()) if len(names) else np.zeros(0, bool)
-        if mine.sum() < 2:
-            raise UserError(f"{label_file}: lists {mine.sum()} {split}_*.jpg images; expected more")
-        splits[split] = Split(image_folder, names[mine], codes[mine])
-    return FaceData(
-        "RAF-DB",
-        "rafdb",
-        labels.RAFDB,
-        splits["train"],
-        splits["test"],
-        published=labels.RAFDB_COUNTS,
-    )
+        problems.append(Problem(f"{RAFDB_LABELS}:{number}", reason, of_label=True))
+    return listed, problems
 
 
-def _parse_rafdb_line(line: str) -> tuple[str, int] | tuple[None, str]:
-    """`train_00001.jpg 5` -> its two fields, or None and what was expected."""
-    fields = line.split()
-    if len(fields) != 2 or not fields[0].startswith(("train_", "test_")):
-        return None, "train_NNNNN.jpg LABEL or test_NNNN.jpg LABEL"
-    if Path(fields[0]).name != fields[0] or Path(fields[0]).suffix.lower() != ".jpg":
-        return None, "train_NNNNN.jpg LABEL or test_NNNN.jpg LABEL"
-    if fields[1] not in ("1", "2", "3", "4", "5", "6", "7"):
-        return None, "a label from 1 to 7"
-    return fields[0], int(fields[1])
+def _rafdb_gaps(listed: Sequence[tuple[str, int]]) -> list[Problem]:
+    """Splits without an image, and classes without one to train on, from (split, label) pairs."""
+    gaps = [
+        f"lists no {split}_*.jpg image"
+        for split in ("train", "test")
+        if not any(own == split for own, _ in listed)
+    ]
+    codes = {code for split, code in listed if split == "train"}
+    for code, name in enumerate(labels.RAFDB, start=1):
+        if codes and code not in codes:
+            gaps.append(f"lists no train_*.jpg image of {name} (label {code})")
+    return [Problem(RAFDB_LABELS, gap, of_label=True) for gap in gaps]
 
 
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not plain text in UTF-8; convert or replace it") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _raise_problems(where: Path, problems: list[str]) -> None:
-    """All problems in one error: how many, and the first five by name."""
-    if problems:
-        more = ", ..." if len(problems) > 5 else ""
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError(f"{where}: {count}: {'; '.join(problems[:5])}{more}")
+# --- AffectNet and other class folders ---
 
 
 def read_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> FaceData:
@@ -168,7 +129,17 @@ def read_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> 
             classes as folders.
 
     Raises:
-        UserError: no data set, one that is to be converted first, or as `read_class_folders`.
+        UserError: no data set, one that is to be converted first, a class without images in one
+            of the splits, or folders named like images.
+    """
+    return scan_affectnet(root, num_class=num_class).whole(Path(root))
+
+
+def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> Scan:
+    """As `read_affectnet`, with all problems of the classes and of what lies in their folders.
+
+    Raises:
+        UserError: there are no class folders, or other than asked for.
     """
     root = Path(root)
     if not root.is_dir():
@@ -176,48 +147,47 @@ def read_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> 
             f"{root}: no such folder; get AffectNet from {AFFECTNET_URL} and unpack it there, "
             "give its place with --aff_path, or try --toy, which needs no data"
         )
-    convert = f"python utils/convert_affectnet.py --aff_path {root}"
+    convert = f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
     if (root / UNFINISHED).exists():
         raise UserError(f"{root}: its conversion was interrupted; continue it with {convert}")
     raw = [name for name in RAW_AFFECTNET if (root / name).exists()]
     if raw and not (root / "train").is_dir():
         raise UserError(f"{root}: holds {raw[0]} but no class folders; make them with {convert}")
-    folders = _subfolders(root / "train") if (root / "train").is_dir() else []
     codes = set(map(str, range(len(labels.AFFECTNET))))
-    if not set(folders) <= codes:
-        data = read_class_folders(root)
-        if num_class not in (None, data.num_class):
+    if (root / "train").is_dir() and not set(_subfolders(root / "train")) <= codes:
+        scan = scan_class_folders(root)
+        if num_class not in (None, scan.data.num_class):
             raise UserError(
-                f"{root}: has {data.num_class} class folders, but --num_class is {num_class}; "
+                f"{root}: has {scan.data.num_class} class folders, but --num_class is {num_class}; "
                 "leave it out"
             )
-        return data
+        return scan
     num_class = len(labels.AFFECTNET) if num_class is None else num_class
-    splits = _read_splits(root, tuple(map(str, range(num_class))))
+    splits, problems = _scan_splits(root, tuple(map(str, range(num_class))))
     published = {split: counts[:num_class] for split, counts in labels.AFFECTNET_COUNTS.items()}
     names = labels.AFFECTNET[:num_class]
-    return FaceData("AffectNet", f"affectnet-{num_class}", names, *splits, published=published)
+    data = FaceData("AffectNet", f"affectnet-{num_class}", names, *splits, published=published)
+    return Scan(data, problems)
 
 
-def read_class_folders(root: str | os.PathLike) -> FaceData:
+def scan_class_folders(root: str | os.PathLike) -> Scan:
     """Any data set as `train/<class>/` and `val/<class>/` (or `test/<class>/`) of image files;
     the folders' names, sorted, are the classes.
 
     Raises:
-        UserError: the splits differ in their folders, or a class is empty.
+        UserError: there are no such folders, or their names cannot name classes.
     """
     root = Path(root)
-    train, val = (_subfolders(folder) for folder in _split_folders(root))
-    differing = sorted(set(train) ^ set(val))
-    if differing:
-        raise UserError(
-            f"{root}: its two splits hold different classes; only one of them has "
-            f"{', '.join(differing)}"
-        )
-    if len(train) < 2:
-        raise UserError(f"{root}: train/ has {len(train)} class folders; at least 2 are needed")
+    keys = sorted({key for folder in _split_folders(root) for key in _subfolders(folder)})
+    if len(keys) < 2:
+        count = f"{len(keys)} class folder{'' if len(keys) == 1 else 's'}"
+        raise UserError(f"{root}: has {count} in train/ and val/; at least 2 are needed")
     name = root.resolve().name
-    return FaceData(name, name, tuple(train), *_read_splits(root, tuple(train)))
+    for folder in (name, *keys):
+        if not labels.is_name(folder):
+            raise UserError(f"{root}: a folder is called {folder!r}; rename it to plain text")
+    splits, problems = _scan_splits(root, keys)
+    return Scan(FaceData(name, name, tuple(keys), *splits), problems)
 
 
 def _split_folders(root: Path) -> tuple[Path, Path]:
@@ -231,34 +201,41 @@ def _split_folders(root: Path) -> tuple[Path, Path]:
     return train, val
 
 
-def _read_splits(root: Path, keys: Sequence[str]) -> list[Split]:
+def _scan_splits(root: Path, keys: Sequence[str]) -> tuple[list[Split], list[Problem]]:
     """Both splits of a tree of class folders; labels are the folders' places in `keys`."""
-    splits, empty = [], []
+    splits, problems = [], []
     for folder in _split_folders(root):
-        files = [_image_names(folder / key) for key in keys]
-        empty += [str(folder / k) for k, names in zip(keys, files, strict=True) if not len(names)]
+        files = []
+        for key in keys:
+            names, no_files = _image_names(folder / key)
+            files.append(names)
+            problems += [Problem(f"{folder.name}/{name}", "not a file") for name in no_files]
+            if not len(names):
+                reason = "no images; every class needs some in both splits"
+                problems.append(Problem(f"{folder.name}/{key}", reason, of_label=True))
         class_labels = np.repeat(np.arange(len(keys)), [len(names) for names in files])
         splits.append(Split(folder, np.concatenate(files), class_labels))
-    if empty:
-        raise UserError(
-            f"{root}: no images in {', '.join(empty)}; every class needs some in both splits"
-        )
-    return splits
+    return splits, problems
 
 
 def _subfolders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    return sorted(e.name for e in _entries(folder) if e.is_dir() and not e.name.startswith("."))
 
 
-def _image_names(folder: Path) -> np.ndarray:
-    """(N,) bytes `<folder's name>/<file>`, sorted; none where there is no such folder."""
-    if not folder.is_dir():
-        return np.empty(0, dtype="S1")
+def _image_names(folder: Path) -> tuple[np.ndarray, list[str]]:
+    """The images of a class folder as (N,) bytes `<folder's name>/<file>`, sorted, and what is
+    named like one but is no file: a folder, a link to nothing. None where there is no folder."""
+    names, no_files = [], []
     prefix = os.fsencode(folder.name) + b"/"
-    with os.scandir(os.fsencode(folder)) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith(_SUFFIX_BYTES)]
-    return np.array(sorted(prefix + n for n in names if not n.startswith(b".")), dtype="S")
+    for entry in _entries(os.fsencode(folder)) if folder.is_dir() else ():
+        if entry.name.lower().endswith(_SUFFIX_BYTES) and not entry.name.startswith(b"."):
+            (names if entry.is_file() else no_files).append(prefix + entry.name)
+    return np.array(sorted(names), dtype="S"), sorted(map(os.fsdecode, no_files))
 
 
-_SUFFIX_BYTES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
+def _entries(folder: Path | bytes) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{os.fsdecode(folder)}: cannot be read ({error.strerror})") from None

@@ -5,10 +5,8 @@
 - `affectnet.csv`: a list of images with columns phase, img_path, label.
 """
 
-import math
 import os
-from functools import lru_cache
-from io import BytesIO
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +16,19 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.labels import AFFECTNET
+from utils.text_files import encoding_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _UNUSED = {8: "none", 9: "uncertain", 10: "non-face"}
 BOX = ["face_x", "face_y", "face_width", "face_height"]
 _EXP = "_exp.npy"
+# A file of a single value as numpy writes it. `np.load` parses the header as Python, which takes
+# longer than all else of a conversion, and fails on damaged ones in many ways.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|])([biufSU]\d{1,4})', 'fortran_order': (?:True|False), "
+    rb"'shape': \((?:1L?(?:, ?1L?)*,?)?\), \}[ \n]*",
+    re.DOTALL,
+)
 
 
 class Release(NamedTuple):
@@ -113,23 +119,17 @@ def _read_code(path: str) -> float:
         with open(path, "rb", buffering=0) as file:
             content = file.read()
         start = 10 + int.from_bytes(content[8:10], "little")
-        dtype = _read_header(content[:start])
-        return float(np.frombuffer(content, dtype, count=1, offset=start).item())
-    except (OSError, ValueError, TypeError):  # damaged, pickled, or not one number
+        header = _NPY_HEADER.fullmatch(content[:start])
+        if header is None:
+            return np.nan
+        order, dtype = header[1], np.dtype((header[1] + header[2]).decode())
+        if dtype.kind != "U":
+            return float(np.frombuffer(content, dtype, count=1, offset=start).item())
+        text = content[start : start + dtype.itemsize]
+        text = text.decode("utf-32-be" if order == b">" else "utf-32-le").rstrip("\0")
+        return float(text) if len(content) >= start + dtype.itemsize else np.nan
+    except (OSError, ValueError, TypeError):  # damaged, or not a number
         return np.nan
-
-
-@lru_cache(maxsize=256)
-def _read_header(header: bytes) -> np.dtype:
-    """The type of an npy file's single value. `np.load` parses as Python what is the same in
-    300,000 files, which takes longer than all else of a conversion."""
-    file = BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("a format that numpy does not write for single values")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject or math.prod(shape) != 1:
-        raise ValueError("not a single value")
-    return dtype
 
 
 # --- older release ---
@@ -143,10 +143,10 @@ def _read_manual(folder: Path, photos: Path) -> pd.DataFrame:
         if path is None:
             raise UserError(f"{folder / name}: missing from the Manually_Annotated release")
         rows = _read_csv(path, ["subDirectory_filePath", *BOX, "expression"])
-        faces = rows[BOX].apply(pd.to_numeric, errors="coerce")
+        faces = rows[BOX].apply(pd.to_numeric, errors="coerce").astype(float)
         faces.insert(0, "phase", phase)
         faces.insert(1, "source", f"{photos}/" + rows["subDirectory_filePath"].fillna(""))
-        faces.insert(2, "label", pd.to_numeric(rows["expression"], errors="coerce"))
+        faces.insert(2, "label", pd.to_numeric(rows["expression"], errors="coerce").astype(float))
         reason = _label_reason(faces["label"])
         is_box = np.isfinite(faces[BOX]).all(axis=1)
         is_box &= (faces["face_width"] > 0) & (faces["face_height"] > 0)
@@ -162,28 +162,42 @@ def _read_manual(folder: Path, photos: Path) -> pd.DataFrame:
 
 def _read_list(path: Path) -> pd.DataFrame:
     rows = _read_csv(path, ["phase", "img_path", "label"])
-    label = pd.to_numeric(rows["label"], errors="coerce")
+    label = pd.to_numeric(rows["label"], errors="coerce").astype(float)
     reason = _label_reason(label)
     reason[~rows["phase"].isin(["train", "val"])] = "phase is neither train nor val"
     reason[rows["img_path"].isna()] = "no image path"
     # Paths are relative to the repository's root; some are to where one works or to the list.
-    listed = rows["img_path"].fillna("")
+    listed = rows["img_path"].fillna("").str.replace("\\", "/")
     bases = (REPOSITORY, Path.cwd(), path.parent.resolve())
     some = listed[reason == ""].head(100)
-    base = max(bases, key=lambda base: sum((base / image).is_file() for image in some))
+    base = max(bases, key=lambda base: sum(os.path.isfile(base / image) for image in some))
     source = [os.path.join(base, image) for image in listed]
     phase = rows["phase"].fillna("")
     return pd.DataFrame({"phase": phase, "source": source, "label": label, "reason": reason})
 
 
 def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The named columns as strings; other columns are passed over."""
+    """The named columns as strings without spaces around them; others are passed over.
+
+    Any encoding that `encoding_of` knows; commas, or the semicolons or tabs of other Excels.
+    """
+    encoding = encoding_of(path)
+    with open(path, encoding=encoding) as file:
+        header = file.readline()
     try:
-        rows = pd.read_csv(path, dtype=str, usecols=lambda name: name in columns)
-    except (ValueError, OSError) as error:  # pandas' parser errors and wrong encodings are both
-        reason = " ".join(str(error).split())
+        rows = pd.read_csv(
+            path,
+            sep=max(",;\t", key=header.count),
+            dtype=str,
+            usecols=lambda name: name.strip() in columns,
+            encoding=encoding,
+        )
+    except ValueError as error:  # pandas' parser errors are
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a CSV file that can be read ({reason})") from None
+    rows.columns = rows.columns.str.strip()
+    rows = rows.loc[:, ~rows.columns.duplicated()]
     missing = [name for name in columns if name not in rows]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-    return rows
+    return rows.apply(lambda column: column.str.strip())

@@ -1,0 +1,192 @@
+"""The check of a data set: every bad file and label on a line, and nothing else."""
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.affectnet_layouts import write_npy_release
+from utils import check_data
+from utils.convert_affectnet import convert
+from utils.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def raf(tmp_path, toy_raf):
+    shutil.copytree(toy_raf, tmp_path / "raf")
+    return tmp_path / "raf"
+
+
+def write_folders(root: Path, classes: str, count: int = 2) -> Path:
+    for split in ("train", "val"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (8, 8)).save(root / split / name / f"{index}.png")
+    return root
+
+
+def check(capsys, root: Path, *flags: str) -> tuple[int, list[str], str]:
+    """Exit code, the lines below the root's path, and the summary."""
+    code = check_data.main([str(root), *flags])
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(f"{root}/") for line in lines)
+    return code, [line.removeprefix(f"{root}/") for line in lines], summary
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_good_set_is_one_line(capsys, raf, workers):
+    code, lines, summary = check(capsys, raf, "--workers", workers)
+    assert (code, lines) == (0, [])
+    assert summary == f"{raf}: RAF-DB, 7 classes: 70 images, 0 bad files, 0 bad labels"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
+    """Seven bad files and three bad labels: more than training's error names."""
+    monkeypatch.setattr(check_data, "FILES_PER_TASK", 8)
+    labels = raf / "EmoLabel/list_patition_label.txt"
+    text = labels.read_text().splitlines()
+    labels.write_text("\n".join([*text, "train_00001.jpg 9", text[0], "nonsense"]))
+    faces = raf / "Image/aligned"
+    whole = (faces / "train_00010_aligned.jpg").read_bytes()
+    broken = {f"train_{n:05d}_aligned.jpg": whole[: 100 * n] for n in range(5)}
+    broken["test_0021_aligned.jpg"] = b"<html>"
+    for name, content in broken.items():
+        if name != "train_00000_aligned.jpg":
+            (faces / name).write_bytes(content)
+    (faces / "train_00007_aligned.jpg").unlink()
+    (faces / "train_00008_aligned.jpg").unlink()
+    (faces / "train_00008_aligned.jpg").mkdir()
+    code, lines, summary = check(capsys, raf, "--workers", workers)
+    assert code == 1 and summary.endswith(": 68 images, 7 bad files, 3 bad labels")
+    named = [line.partition(": ")[0] for line in lines]
+    assert named == [
+        *(f"EmoLabel/list_patition_label.txt:{number}" for number in (71, 72, 73)),
+        *(f"Image/aligned/train_{n:05d}_aligned.jpg" for n in (7, 8, 1, 2, 3, 4)),
+        "Image/aligned/test_0021_aligned.jpg",
+    ]
+    reasons = [line.partition(": ")[2] for line in lines]
+    assert "no label from 1 to 7" in reasons[0] and "not a file" in reasons[4]
+    assert "cannot be read" in reasons[6] and "not an image" in reasons[-1]
+
+
+def test_class_folders(capsys, tmp_path):
+    root = write_folders(tmp_path / "mine", "abc")
+    (root / "train/a/0.png").write_bytes(b"")
+    (root / "val/c/folder.jpg").mkdir()
+    for path in (root / "val/b").iterdir():
+        path.unlink()
+    code, lines, summary = check(capsys, root)
+    assert code == 1
+    assert [line.partition(": ")[0] for line in lines] == [
+        "val/b",
+        "val/c/folder.jpg",
+        "train/a/0.png",
+    ]
+    assert summary == f"{root}: mine, 3 classes: 10 images, 2 bad files, 1 bad labels"
+
+
+@pytest.mark.parametrize(("classes", "count"), [("01234567", 8), ("0123456", 7)])
+def test_affectnet_with_and_without_contempt(capsys, tmp_path, classes, count):
+    code, lines, summary = check(capsys, write_folders(tmp_path, classes), "--workers", "1")
+    assert (code, lines) == (0, []) and f"AffectNet, {count} classes: {4 * count} " in summary
+
+
+def test_affectnet_that_lacks_a_class(capsys, tmp_path):
+    code, lines, _ = check(capsys, write_folders(tmp_path, "0123567"), "--workers", "1")
+    assert code == 1 and [line.partition(":")[0] for line in lines] == ["train/4", "val/4"]
+
+
+def test_a_release_is_to_be_converted_first_and_can_be_checked_then(capsys, tmp_path):
+    codes = [*range(8), 8]
+    write_npy_release(tmp_path, train=codes, val=codes)
+    with pytest.raises(UserError, match=r"train_set but no class folders.*convert_affectnet\.py"):
+        check_data.main([str(tmp_path)])
+    image = tmp_path / "train_set/images/3.jpg"
+    content = bytearray(image.read_bytes())
+    image.write_bytes(content[:200] + content[-2:])  # both ends are there: linked undecoded
+    convert(tmp_path)
+    capsys.readouterr()
+    code, lines, summary = check(capsys, tmp_path)
+    assert code == 1 and len(lines) == 1 and lines[0].startswith("train/3/3.jpg: ")
+    assert "16 images, 1 bad files" in summary
+
+
+@pytest.mark.parametrize("kind", ["absent", "file", "empty"])
+def test_where_no_data_set_is(tmp_path, kind):
+    path = tmp_path / "place"
+    if kind == "file":
+        path.touch()
+    if kind == "empty":
+        path.mkdir()
+    with pytest.raises(UserError, match=r"place: no .*looked for EmoLabel/.* train/"):
+        check_data.main([str(path)])
+
+
+def test_names_that_break_lines_and_terminals(capsys, tmp_path):
+    root = write_folders(tmp_path, "ab")
+    for name in (b"\xe9.png", b"a\nb.png", "\u0131.png".encode()):
+        with open(os.fsencode(root / "train/a") + b"/" + name, "wb"):
+            pass
+    code, lines, summary = check(capsys, root, "--workers", "1")
+    assert code == 1 and len(lines) == 3 and "3 bad files" in summary
+    assert any(line.startswith(r"train/a/a\nb.png: ") for line in lines)
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="patches its processes")
+def test_a_process_that_dies_is_one_line(raf, monkeypatch):
+    monkeypatch.setattr(check_data, "read_rgb", lambda path: os._exit(1))
+    with pytest.raises(UserError, match="has died.*--workers 1"):
+        check_data.main([str(raf), "--workers", "2"])
+
+
+def test_only_a_few_tasks_are_on_their_way(monkeypatch):
+    """A set of 300,000 images: lists of files are made while others are decoded."""
+    monkeypatch.setattr(check_data, "_decode", len)
+    made = []
+
+    def tasks():
+        for index in range(500):
+            made.append(index)
+            yield ("", [b""] * index)
+
+    results = check_data.decode(tasks(), 2)
+    assert next(results) == 2 and len(made) <= 10
+    assert len(list(results)) == 499
+
+
+def test_script(raf, monkeypatch):
+    """Exit codes, one line on stderr for a wrong path, and output that is cut off."""
+    script = [sys.executable, "utils/check_data.py"]
+    run = {"cwd": REPOSITORY, "capture_output": True, "text": True}
+    wrong = subprocess.run([*script, raf / "nothing"], **run)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+    assert subprocess.run([*script, raf], **run).returncode == 0
+    for path in (raf / "Image/aligned").iterdir():
+        path.write_bytes(b"\xff\xd8\xff")
+    bad = subprocess.run(
+        [*script, raf], **{**run, "env": {**os.environ, "PYTHONIOENCODING": "ascii"}}
+    )
+    assert bad.returncode == 1 and bad.stdout.count("\n") == 71
+    cut = f"{sys.executable} utils/check_data.py {raf} | head -n 1"
+    piped = subprocess.run(cut, shell=True, **run)
+    assert piped.stdout.count("\n") == 1 and "Traceback" not in piped.stderr
+
+
+def test_images_are_decoded_as_training_does(capsys, tmp_path):
+    """A 16-bit PNG, a palette, an animation: what training takes is not bad."""
+    root = write_folders(tmp_path, "ab")
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(root / "train/a/deep.png")
+    Image.new("P", (8, 8)).save(root / "train/a/palette.gif")
+    code, lines, _ = check(capsys, root, "--workers", "1")
+    assert (code, lines) == (0, [])
