@@ -46,12 +46,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a failed write as RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error):
+    except (OSError, RuntimeError) as error:
+        failure = _failed_write(error)
+        if failure is None:
             raise
         temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or "write failed, is the disk full?"
-        raise UserError(f"{path}: cannot be written ({reason}); the old file is intact") from None
+        raise UserError(
+            f"{path}: cannot be written ({failure.strerror}); what was there before is intact"
+        ) from None
+
+
+def _failed_write(error: BaseException | None) -> OSError | None:
+    """The system's error, which torch.save buries under one of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def link(source: Path, target: Path) -> None:

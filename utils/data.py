@@ -174,7 +174,10 @@ class FaceLoader:
 
     def _note_bad(self, errors: dict[int, str]) -> None:
         if errors and not self.skip_bad:
-            raise UserError(next(iter(errors.values())))
+            raise UserError(
+                f"{next(iter(errors.values()))}; or leave such images out with --skip_bad_images "
+                "(python utils/check_data.py lists them)"
+            )
         self.bad |= errors
 
     def _decode_all(self, workers: int) -> tuple[Tensor, Tensor]:

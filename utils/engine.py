@@ -117,7 +117,7 @@ def train_one_epoch(
     augment: Augmentation,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """The epoch that follows the history, from the step where it stands, and a step of the schedule.
+    """The epoch that follows the history, from the step where it stands; the schedule's step.
 
     Args:
         check: called after each step; what it raises leaves `training.progress` as of that step.

@@ -46,7 +46,7 @@ def explained(run: Run) -> Iterator[None]:
 def _death(text: str) -> str:
     """DataLoader's report -> how the worker ended."""
     signal = re.search(r"killed by signal: ([^.]*)", text)
-    return f"killed by signal: {signal[1]}" if signal else "it exited unexpectedly"
+    return f"killed by signal: {signal[1]}" if signal else "without a word"
 
 
 def _is_about_contact(error: RuntimeError) -> bool:
