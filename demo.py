@@ -10,8 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from utils.errors import UserError, exit_on_user_error
 from utils.faces import Detector, Face, choose_detector, whole_image, with_margin
 from utils.findings import Findings, output_paths
 from utils.images import IMAGE_SUFFIXES
+from utils.outputs import JsonLines, check_file, check_folder, make_folder
 from utils.pictures import list_files
 from utils.video import VIDEO_SUFFIXES
 from utils.views import Viewer, in_batches
@@ -34,19 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 where no file has a face.
 
     Raises:
-        UserError: nothing could be read, or a flag asks for what is not there.
+        UserError: nothing could be read, or a flag asks for what is not there; or results cannot
+            be written.
     """
     # ---- flags and files -------------------------------------------------------------------------
     args = parse(argv)
     files = list_files(args.image, suffixes=IMAGE_SUFFIXES + VIDEO_SUFFIXES, output=args.output)
-    if not files:
-        raise UserError("--image: nothing there to read; give photos, videos or folders of them")
     checkpoint = Path(args.checkpoint) if args.checkpoint else default_checkpoint()
-    if not checkpoint.is_file():
+    if not os.path.isfile(checkpoint):
         raise UserError(f"{checkpoint}: no such checkpoint; check the path")
-    outputs = make_outputs(files, Path(args.output)) if args.output else None
-    if args.json and any(os.path.realpath(args.json) == os.path.realpath(file) for file in files):
-        raise UserError(f"{args.json}: is one of the files to read; give --json another name")
+    outputs = output_paths(files, check_folder(args.output)) if args.output else None
+    if args.json:
+        check_file(args.json)
+        if os.path.realpath(args.json) in map(os.path.realpath, [checkpoint, *files]):
+            raise UserError(f"{args.json}: is one of the files to read; give --json another name")
     detector = None if args.whole_image else choose_detector(MODELS)
 
     # ---- network ---------------------------------------------------------------------------------
@@ -69,17 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         every=args.every,
         keep_images=outputs is not None,
     )
+    batches = in_batches(viewer(files), batch_size)
+    first = next(batches, None)
+    if first is None:
+        raise UserError(f"--image: none of {len(files)} files could be read")
     with ExitStack() as stack:
-        json_file = stack.enter_context(open_json(args.json)) if args.json else None
-        findings = Findings(trained.class_names, top=args.top, outputs=outputs, json_file=json_file)
+        if args.output:
+            make_folder(args.output)
+        json_lines = stack.enter_context(JsonLines(args.json)) if args.json else None
+        findings = Findings(trained.class_names, top=args.top, outputs=outputs, json=json_lines)
         stack.callback(findings.close)
-        for views in in_batches(viewer(files), batch_size):
+        for views in chain([first], batches):
             counts = np.cumsum([len(view.cut_outs) for view in views])
             probabilities = classify(np.concatenate([view.cut_outs for view in views]))
             for view, rows in zip(views, np.split(probabilities, counts[:-1]), strict=True):
                 findings.add(view, rows)
-    if not findings.num_read:
-        raise UserError(f"--image: none of {len(files)} files could be read")
     return 0 if findings.num_with_faces else 1
 
 
@@ -177,23 +183,6 @@ def finder(detector: Detector | None, margin: float) -> Callable[[np.ndarray], l
     if detector is None:
         return lambda image: [whole_image(image)]
     return lambda image: [with_margin(face, margin, image) for face in detector(image)]
-
-
-def make_outputs(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where each file's annotated copy goes, once the folder for it is there."""
-    outputs = output_paths(files, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another") from None
-    return outputs
-
-
-def open_json(path: str) -> IO[str]:
-    try:
-        return open(path, "w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ python run_grad_cam.py --checkpoint FILE --target fear --output cam_fear
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from utils.errors import UserError, exit_on_user_error
 from utils.head_maps import ATTENTION, METHODS, PER_CHANNEL, head_maps, normalise
 from utils.images import read_rgb
 from utils.map_sheets import Explained, Overview, write_pictures
+from utils.outputs import check_folder, make_folder
 from utils.pictures import Picture, find_labels, is_below, list_files, spread, unique_names
 from utils.readers import FaceData, read_affectnet, read_rafdb
-from utils.run import make_writable_folder, resolve_device
+from utils.run import resolve_device
 from utils.trained import TrainedModel, read_trained
 from utils.transforms import preprocess
 
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{unlabelled[0]}: has no label that {trained.path} knows of; --target label needs "
             "images of the data set that it was trained on"
         )
-    output = make_writable_folder(args.output)
+    output = check_folder(args.output)
     if trained.toy and args.images:
         print(f"note: {trained.path} has only ever seen drawn faces", file=sys.stderr)
 
@@ -66,7 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     overview = Overview(output)
     bar = tqdm(total=len(pictures), desc=args.method, unit="img", leave=False, disable=None)
     with bar:
-        for batch in read_batches(pictures, batch_size, bar):
+        batches = read_batches(pictures, batch_size, bar)
+        first = next(batches, None)
+        if first is None:
+            raise UserError(f"none of the {len(pictures)} images could be read")
+        make_folder(output)
+        for batch in chain([first], batches):
             inputs = [torch.tensor(image).permute(2, 0, 1)[None] for _, image in batch]
             inputs = torch.cat([preprocess(image, trained.image_size) for image in inputs])
             targets = [asked_class(picture, trained, args.target) for picture, _ in batch]
@@ -87,8 +94,6 @@ def main(argv: list[str] | None = None) -> None:
                 write_pictures(drawn, output)
                 overview.add(drawn)
                 bar.update()
-    if not overview.count:
-        raise UserError(f"none of the {len(pictures)} images could be read")
     pages = overview.finish()
     print(
         f"{overview.count} of {len(pictures)} images, {trained.num_head} heads, {args.method}; "
@@ -146,8 +151,6 @@ def choose_pictures(
         labels = data.val.labels[chosen].tolist()
     else:
         files = list_files(paths, output=output)
-        if not files:
-            raise UserError("none of --images is there; check the paths")
         files = [files[i] for i in spread(len(files), limit)]
         root = data_root(trained)
         inside = root is not None and any(is_below(file, root) for file in files)
@@ -197,13 +200,19 @@ def asked_class(picture: Picture, trained: TrainedModel, target: str) -> int | N
 def read_batches(
     pictures: Sequence[Picture], batch_size: int, bar: tqdm
 ) -> Iterator[list[tuple[Picture, np.ndarray]]]:
-    """Pictures with their pixels (h, w, 3) uint8; unreadable ones get a line and are left out."""
+    """Pictures with their pixels (h, w, 3) uint8; unreadable ones get a line and are left out.
+
+    Raises:
+        UserError: the only picture is unreadable.
+    """
     for start in range(0, len(pictures), batch_size):
         batch = []
         for picture in pictures[start : start + batch_size]:
             try:
                 batch.append((picture, read_rgb(picture.path)))
             except UserError as error:
+                if len(pictures) == 1:
+                    raise
                 bar.write(f"skipped: {error}", file=sys.stderr)
                 bar.update()
         if batch:

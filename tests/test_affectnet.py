@@ -8,7 +8,7 @@ import affectnet
 from tests.conftest import SMALL
 from utils import checkpoint
 from utils.convert_affectnet import convert
-from utils.errors import UserError, exit_on_user_error
+from utils.errors import UserError
 from utils.labels import AFFECTNET
 from utils.readers import read_affectnet
 from utils.toy_faces import write_affectnet
@@ -73,30 +73,3 @@ def test_recipe_defaults_are_the_papers(monkeypatch):
     monkeypatch.setattr(affectnet, "read_affectnet", stop)
     with pytest.raises(UserError, match="datasets/AffectNet None"):
         affectnet.main([])
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        (["--aff_path", "nowhere"], "--toy"),
-        (["--num_class", "6"], "--num_class"),
-        (["--lr", "-1"], "--lr"),
-        (["--batch_size", "x"], "--batch_size: 'x' is not a whole number"),
-        (["--pretrained", "nothing.pth"], "nothing.pth: no such weights"),
-    ],
-)
-def test_a_mistake_ends_in_one_line_and_exit_code_2(toy_aff, tmp_path, flags, expected, capsys):
-    usual = ["--aff_path", str(toy_aff), "--output_dir", str(tmp_path / "run"), *FLAGS]
-    with pytest.raises(SystemExit) as end, exit_on_user_error():
-        affectnet.main([*usual, *flags])
-    error = capsys.readouterr().err
-    assert end.value.code == 2
-    assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
-
-
-def test_raw_release_without_class_folders_names_the_command(tmp_path, capsys):
-    write_affectnet(tmp_path / "aff", train=8, val=8)
-    with pytest.raises(SystemExit), exit_on_user_error():
-        affectnet.main(["--aff_path", str(tmp_path / "aff"), *FLAGS])
-    error = capsys.readouterr().err
-    assert f"python utils/convert_affectnet.py --aff_path {tmp_path / 'aff'}" in error

@@ -11,16 +11,15 @@ import pytest
 from PIL import Image
 
 from tests.affectnet_layouts import (
-    GOOD,
     report,
     snapshot,
     tree,
     write_image,
     write_list,
-    write_manual_release,
     write_npy_release,
 )
 from utils import convert_affectnet
+from utils.affectnet import lists
 from utils.convert_affectnet import convert
 from utils.errors import UserError
 from utils.readers import UNFINISHED
@@ -67,7 +66,7 @@ def test_list_has_the_released_columns(npy):
 
 
 def test_list_is_relative_to_the_repository(npy, monkeypatch):
-    monkeypatch.setattr(convert_affectnet, "REPOSITORY", npy.parent)
+    monkeypatch.setattr(lists, "REPOSITORY", npy.parent)
     convert(npy)
     assert pd.read_csv(npy / "affectnet.csv")["img_path"][0] == f"{npy.name}/train/3/0.jpg"
 
@@ -186,43 +185,6 @@ def test_interrupted_and_continued_ends_the_same(npy, tmp_path_factory, monkeypa
     assert not (npy / UNFINISHED).exists()
 
 
-def test_images_of_another_release_are_not_mixed_in(npy):
-    write_image(npy / "train/2/mine.jpg", 0)
-    with pytest.raises(UserError, match=r"1 images.*train/2/mine\.jpg"):
-        convert(npy)
-
-
-# --- what is not there ---
-
-
-def test_nothing_there_says_what_was_looked_for(tmp_path):
-    with pytest.raises(UserError, match="train_set.*Manually_Annotated_Images.*affectnet.csv"):
-        convert(tmp_path)
-    with pytest.raises(UserError, match="no such folder"):
-        convert(tmp_path / "absent")
-
-
-def test_incomplete_releases_name_the_missing_part(npy, tmp_path_factory):
-    (npy / "val_set").rename(npy / "moved")
-    with pytest.raises(UserError, match="val_set/images: missing"):
-        convert(npy)
-    other = write_manual_release(tmp_path_factory.mktemp("manual"), [GOOD], [GOOD])
-    (other / "validation.csv").unlink()
-    with pytest.raises(UserError, match="validation.csv: missing"):
-        convert(other)
-
-
-def test_malformed_lists_name_the_file_and_columns(tmp_path):
-    path = tmp_path / "affectnet.csv"
-    path.write_text("phase,label\ntrain,1\n")
-    with pytest.raises(UserError, match="no column img_path"):
-        convert(tmp_path)
-    for content in (b"", b"\xff\xfe\x00\x81", b'phase,img_path,label\n"x'):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="affectnet.csv"):
-            convert(tmp_path)
-
-
 def test_nothing_usable_is_an_error(tmp_path):
     write_list(tmp_path, [("train", "x.jpg", 1)], index=False)
     with pytest.raises(UserError, match="convert_report.csv says why"):
@@ -230,23 +192,8 @@ def test_nothing_usable_is_an_error(tmp_path):
     assert report(tmp_path) == {"x.jpg": "missing image"}
 
 
-@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"margin": float("nan")}, {"workers": 0}])
-def test_nonsense_numbers_are_refused(npy, wrong):
-    with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
-        convert(npy, **wrong)
-
-
-def test_output_that_cannot_be_written(npy):
-    (npy / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
-        convert(npy, output=npy / "file")
-
-
-def test_script_converts_and_ends_with_code_2_on_errors(npy):
+def test_script_converts(npy):
     script = [sys.executable, "utils/convert_affectnet.py", "--aff_path"]
     done = subprocess.run([*script, npy], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "found the npy release, 6 rows" in done.stdout and len(tree(npy)) == 6
-    failed = subprocess.run([*script, npy / "x"], cwd=REPOSITORY, capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1

@@ -207,26 +207,8 @@ def test_unreadable_files_are_a_line_each_and_the_rest_goes_on(run, photo):
     assert all(any(name in line for line in lines) for name in names)
 
 
-def test_nothing_readable_is_a_user_error(run, capsys):
-    Path("text.jpg").write_text("no image")
-    with pytest.raises(UserError, match="none of 1 files could be read"):
-        run("--image", "text.jpg")
-    with pytest.raises(UserError, match="nothing there to read"):
-        run("--image", "missing.jpg")
-
-
-@pytest.mark.parametrize(
-    "argv", [["--top", "0"], ["--every", "0"], ["--margin", "-1"], ["--unknown"], []]
-)
-def test_bad_flags_are_exit_code_2_and_one_line(argv, capsys):
-    with pytest.raises(SystemExit) as caught:
-        demo.main([*argv, *(["--image", "a.jpg"] if argv else [])])
-    assert caught.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
 def test_as_a_program(photo, checkpoint, workplace):
-    """Exit codes, and that one photo imports nothing that it does not need."""
+    """One photo imports nothing that it does not need."""
     script = Path(demo.__file__)
     code = (
         "import sys, runpy; sys.argv = sys.argv[1:]\n"
@@ -240,9 +222,6 @@ def test_as_a_program(photo, checkpoint, workplace):
     good = subprocess.run([*program, str(photo)], **kind)
     assert good.returncode == 0, good.stderr
     assert "emotion label: " in good.stdout and good.stdout.endswith("[]\n")
-    bad = subprocess.run([*program, "missing.jpg"], **kind)
-    assert bad.returncode == 2
-    assert [line.split(":")[0] for line in bad.stderr.splitlines()] == ["skipped", "error"]
 
 
 # ---- checkpoints -------------------------------------------------------------------------------
@@ -267,10 +246,8 @@ def test_without_any_checkpoint_the_error_says_where_to_get_one(photo):
         demo.main(["--image", str(photo)])
 
 
-def test_a_7_class_file_of_unknown_name_needs_its_data_set(checkpoint_file, photo, capsys):
+def test_the_data_set_names_the_classes(checkpoint_file, photo, capsys):
     path = str(checkpoint_file(7, "downloaded.pth"))
-    with pytest.raises(UserError, match="--dataset"):
-        demo.main(["--image", str(photo), "--checkpoint", path])
     labels = {}
     for dataset, names in (("RAF-DB", RAFDB), ("AffectNet", AFFECTNET[:7])):
         argv = ["--image", str(photo), "--checkpoint", path, "--dataset", dataset]
@@ -286,13 +263,6 @@ def test_a_toy_model_is_warned_about(checkpoint_file, photo, capsys):
     demo.main(["--image", str(photo), "--checkpoint", path])
     err = capsys.readouterr().err
     assert err.startswith("warning: ") and "toy" in err and len(err.splitlines()) == 1
-
-
-def test_a_broken_or_missing_checkpoint_is_a_user_error(photo):
-    Path("bad.pth").write_bytes(b"<html>")
-    for name in ("bad.pth", "missing.pth"):
-        with pytest.raises(UserError, match=name):
-            demo.main(["--image", str(photo), "--checkpoint", name])
 
 
 # ---- annotated copies --------------------------------------------------------------------------
@@ -313,20 +283,6 @@ def test_copies_of_the_same_name_do_not_collide(run, photo):
     assert (np.abs(copy - original).max(axis=-1) > 100).sum() > 1000
 
 
-def test_a_copy_never_overwrites_an_input(run, photo):
-    shutil.copy(photo, "face.jpg")
-    shutil.copy(photo, "face_emotions.jpg")
-    with pytest.raises(UserError, match="would be overwritten"):
-        run("--image", "face.jpg", "face_emotions.jpg", "--output", ".")
-    with pytest.raises(UserError, match="--json"):
-        run("--image", "face.jpg", "--json", "face.jpg")
-    Path("photos").mkdir()
-    shutil.copy(photo, "photos")
-    with pytest.raises(UserError, match="read and written"):
-        run("--image", "photos", "--output", "photos")
-    assert Path("face.jpg").read_bytes() == photo.read_bytes()
-
-
 def test_earlier_copies_are_not_looked_at_again(run, photo):
     Path("photos").mkdir()
     shutil.copy(photo, "photos/face.jpg")
@@ -334,12 +290,6 @@ def test_earlier_copies_are_not_looked_at_again(run, photo):
         _, out, _ = run("--image", "photos", "--output", "photos/annotated")
         assert out.count("emotion label") == 1
     assert [path.name for path in Path("photos/annotated").iterdir()] == ["face_emotions.jpg"]
-
-
-def test_a_folder_that_cannot_be_made_is_found_before_the_network_is(run, photo):
-    Path("file").touch()
-    with pytest.raises(UserError, match="cannot be made"):
-        run("--image", photo, "--output", "file/folder")
 
 
 # ---- videos ------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -301,29 +300,6 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([ours.name, "set"])
 
 
-def test_a_folder_that_is_no_toy_set_is_not_touched(rafdb, tmp_path):
-    real = tmp_path / "raf-basic"
-    shutil.copytree(rafdb, real)
-    (real / "toy.json").unlink()
-    before = files_of(real)
-    with pytest.raises(UserError, match="not a toy data set"):
-        write_rafdb(real, seed=3, train=30, test=16)
-    assert files_of(real) == before
-    file = tmp_path / "file"
-    file.write_text("mine")
-    with pytest.raises(UserError, match="not a toy data set"):
-        write_affectnet(file, train=8, val=8)
-    assert file.read_text() == "mine"
-
-
-def test_numbers_that_make_no_set_are_refused(tmp_path):
-    with pytest.raises(UserError, match="0 or more"):
-        write_rafdb(tmp_path / "set", seed=-1)
-    with pytest.raises(UserError, match="one a class"):
-        write_affectnet(tmp_path / "set", train=100, val=7)
-    assert os.listdir(tmp_path) == []
-
-
 def test_the_script_runs_from_anywhere(tmp_path):
     script = [sys.executable, str(REPOSITORY / "utils/toy_faces.py")]
     arguments = ["--layout", "affectnet", "--output", "a b/set", "--train", "9", "--test", "8"]
@@ -331,8 +307,3 @@ def test_the_script_runs_from_anywhere(tmp_path):
     assert read_toy_set(tmp_path / "a b/set").train == 9
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 112 + 7 * 4, 22 + 5 * 112 + 4 * 4)
-    failed = subprocess.run(
-        [*script, "--output", "."], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1

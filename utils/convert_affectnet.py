@@ -8,7 +8,7 @@ row that was dropped and why, `convert_report.csv`. Interrupted and started agai
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +19,14 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.affectnet.crops import crop_files
-from utils.affectnet.links import TEMPORARY, place_file, temporary
-from utils.affectnet.releases import BOX, REPOSITORY, read_release
+from utils.affectnet.links import TEMPORARY, place_file
+from utils.affectnet.lists import users_list, write_if_changed, write_lists
+from utils.affectnet.releases import BOX, read_release
 from utils.cli import Parser
 from utils.errors import UserError, exit_on_user_error
 from utils.images import IMAGE_SUFFIXES
 from utils.labels import AFFECTNET, AFFECTNET_COUNTS
+from utils.outputs import check_file, check_folder, writing
 from utils.readers import UNFINISHED
 
 # Lies in the output folder and holds the margin of the crops there.
@@ -70,26 +72,26 @@ def convert(
     release = read_release(folder)
     print(f"{folder}: found the {release.name}, {len(release.faces):,} rows")
     faces = _with_targets(release.faces, release.is_cropped)
-    try:
-        used = faces[faces["reason"] == ""]
-        present = _prepare(output, set(used["target"]))
+    used = faces[faces["reason"] == ""]
+    hint = "make room or choose another --output, then run again to continue"
+    with writing(output, hint):
+        present = _check_output(output, set(used["target"]))
+        if not release.is_cropped:
+            _check_margin(output, margin, is_new=not present)
+        aside = users_list(output, source=release.list_path)
+        _make_folders(output)
         todo = used[~used["target"].isin(present)]
         if release.is_cropped:
             todo = used if copy else todo  # copies also take the place of an earlier run's links
             jobs = zip(todo["source"], todo["target"], strict=True)
             reasons = (place_file(source, f"{output}/{path}", copy=copy) for source, path in jobs)
         else:
-            _claim_margin(output, margin, is_new=not present)
+            write_if_changed(output / _MARGIN, str(float(margin)).encode())
             reasons = crop_files(_crop_jobs(todo, output), margin, workers)
         bar = tqdm(reasons, "images", total=len(todo), unit="image", disable=None)
         faces.loc[todo.index, "reason"] = pd.Series(list(bar), index=todo.index, dtype=object)
-        _write_lists(output, faces, source=release.list_path)
+        write_lists(output, faces, source=release.list_path, aside=aside)
         (output / UNFINISHED).unlink()
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or output}: cannot be written ({error.strerror}); make room or choose"
-            " another --output, then run again to continue"
-        ) from error
     return _summarize(release.name, output, faces)
 
 
@@ -119,26 +121,44 @@ def _with_targets(faces: pd.DataFrame, is_cropped: bool) -> pd.DataFrame:
     return faces
 
 
-def _prepare(output: Path, targets: set[str]) -> set[str]:
-    """Make the class folders, clear half-written files away, and list what is there already."""
+def _check_output(output: Path, targets: set[str]) -> set[str]:
+    """List which of the targets are there already, before anything is written."""
+    check_folder(output)
+    for name in ("affectnet.csv", "convert_report.csv"):
+        check_file(output / name)
     present = set()
-    for phase in ("train", "val"):
-        for label in range(len(AFFECTNET)):
-            folder = output / phase / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in os.listdir(folder):
-                if name.startswith(".") and name.endswith(TEMPORARY):
-                    (folder / name).unlink()
-                elif name.lower().endswith(IMAGE_SUFFIXES):
-                    present.add(f"{phase}/{label}/{name}")
+    for folder in _class_folders(output):
+        if check_folder(folder).is_dir():
+            names = os.listdir(folder)
+            present |= {
+                f"{folder.relative_to(output).as_posix()}/{name}"
+                for name in names
+                if name.lower().endswith(IMAGE_SUFFIXES) and not _is_temporary(name)
+            }
     foreign = sorted(present - targets)
     if foreign:
         raise UserError(
             f"{output}: the class folders hold {len(foreign):,} images that are not of this release"
             f" ({', '.join(foreign[:3])}); move train/ and val/ away or choose another --output"
         )
-    (output / UNFINISHED).touch()
     return present
+
+
+def _class_folders(output: Path) -> list[Path]:
+    return [output / phase / str(i) for phase in ("train", "val") for i in range(len(AFFECTNET))]
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(TEMPORARY)
+
+
+def _make_folders(output: Path) -> None:
+    """Make the class folders, and clear half-written files away."""
+    for folder in _class_folders(output):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in filter(_is_temporary, os.listdir(folder)):
+            (folder / name).unlink()
+    (output / UNFINISHED).touch()
 
 
 def _crop_jobs(faces: pd.DataFrame, output: Path) -> Iterator[tuple]:
@@ -147,47 +167,14 @@ def _crop_jobs(faces: pd.DataFrame, output: Path) -> Iterator[tuple]:
         yield source, f"{output}/{target}", box
 
 
-def _claim_margin(output: Path, margin: float, *, is_new: bool) -> None:
-    """Remember the margin, so that a conversion that is continued does not mix two."""
+def _check_margin(output: Path, margin: float, *, is_new: bool) -> None:
+    """See that a conversion that is continued does not mix two margins."""
     path = output / _MARGIN
-    if is_new or not path.is_file():
-        path.write_text(str(float(margin)))
-    elif path.read_text() != str(float(margin)):
+    if not is_new and path.is_file() and path.read_text() != str(float(margin)):
         raise UserError(
             f"{output}: its faces were cropped with --margin {path.read_text()}; give the same, or"
             " move train/ and val/ away"
         )
-
-
-def _write_lists(output: Path, faces: pd.DataFrame, *, source: Path | None) -> None:
-    """Write both CSV files; a list that the user brought is never overwritten."""
-    is_used = faces["reason"] == ""
-    used, dropped = faces[is_used], faces[~is_used]
-    label = dropped["label"].map("{:g}".format, na_action="ignore")
-    report = dropped[["phase", "source"]].assign(label=label, reason=dropped["reason"])
-    _write_csv(report, output / "convert_report.csv")
-    path = output / "affectnet.csv"
-    if source is not None and source.resolve() == path.resolve():
-        return
-    root = output.resolve()
-    root = root.relative_to(REPOSITORY) if root.is_relative_to(REPOSITORY) else root
-    if path.is_file() and f",{root.as_posix()}/train/".encode() not in path.read_bytes():
-        aside = path.with_name("affectnet.original.csv")
-        if aside.exists():
-            raise UserError(f"{path}: not written here, and {aside.name} exists; move it away")
-        path.rename(aside)
-        print(f"{path}: was not written by this script; kept as {aside.name}")
-    image = f"{root.as_posix()}/" + used["target"]
-    listed = pd.DataFrame({"phase": used["phase"], "img_path": image, "label": used["label"]})
-    _write_csv(listed.astype({"label": int}), path)
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Replace a file at once, and only if that changes it."""
-    text = table.to_csv(index=False, lineterminator="\n").encode()
-    if not path.is_file() or path.read_bytes() != text:
-        Path(temporary(str(path))).write_bytes(text)
-        os.replace(temporary(str(path)), path)
 
 
 def _summarize(release: str, output: Path, faces: pd.DataFrame) -> Conversion:
@@ -216,20 +203,16 @@ def _summarize(release: str, output: Path, faces: pd.DataFrame) -> Conversion:
     return Conversion(release, counts, dropped[["phase", "source", "label", "reason"]])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--aff_path", default="datasets/AffectNet", help="folder of the release")
     parser.add_argument("--output", help="folder for train/ and val/ (default: --aff_path)")
     parser.add_argument("--copy", action="store_true", help="copy images instead of linking them")
     parser.add_argument("--margin", type=float, default=0.0, help="added around each face box")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cropping processes")
-    args = parser.parse_args()
-    with exit_on_user_error():
-        try:
-            convert(**vars(args))
-        except KeyboardInterrupt:
-            raise SystemExit("interrupted; run the same command again to continue") from None
+    convert(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error(interrupted="interrupted; run the same command again to continue"):
+        main()

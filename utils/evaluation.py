@@ -15,6 +15,7 @@ from utils.engine import Evaluation, evaluate
 from utils.errors import UserError
 from utils.failures import explained
 from utils.metrics import per_class_table
+from utils.outputs import writing
 from utils.readers import FaceData
 from utils.run import Run, make_writable_folder, start
 from utils.run_folder import note_bad_images
@@ -103,12 +104,19 @@ def _write(
         },
         "confusion": metrics.confusion.tolist(),
     }
-    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with writing(folder / "metrics.json"):
+        (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
     table = pd.DataFrame(evaluation.probabilities.numpy(), columns=list(names))
     table.insert(0, "path", [str(data.val.path(i)) for i in evaluation.indices])
     table.insert(1, "label", [names[i] for i in evaluation.labels])
     table.insert(2, "prediction", [names[i] for i in evaluation.predictions])
-    table.to_csv(folder / "predictions.csv", index=False, float_format="%.6f")
+    with writing(folder / "predictions.csv"):
+        table.to_csv(
+            folder / "predictions.csv",
+            index=False,
+            float_format="%.6f",
+            errors="surrogateescape",  # paths that are no text stay the bytes that they are
+        )
     title = f"{run.title}: {100 * metrics.accuracy:.2f} %"
     plots.plot_confusion(metrics.confusion, names, folder / "confusion_matrix.png", title=title)
     files = "metrics.json predictions.csv confusion_matrix.png"

@@ -1,11 +1,9 @@
 """What was read in faces, as printed lines, JSON lines, and annotated pictures and videos."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -13,6 +11,7 @@ from PIL import Image
 from utils.annotate import annotate
 from utils.errors import UserError
 from utils.faces import Face
+from utils.outputs import JsonLines, write_picture
 from utils.pictures import unique_names
 from utils.video import VIDEO_SUFFIXES, VideoWriter
 from utils.views import View
@@ -45,7 +44,7 @@ class Findings:
         class_names: C names.
         top: how many classes a printed line names.
         outputs: where annotated copies go, by source; None for no copies.
-        json_file: gets one JSON object a face and line.
+        json: gets an object for each face.
     """
 
     def __init__(
@@ -54,12 +53,12 @@ class Findings:
         *,
         top: int = 1,
         outputs: dict[Path, Path] | None = None,
-        json_file: IO[str] | None = None,
+        json: JsonLines | None = None,
     ):
         self.class_names = class_names
         self.top = top
         self.outputs = outputs
-        self.json_file = json_file
+        self.json = json
         self.num_read = 0  # files
         self.num_with_faces = 0
         self.source: Path | None = None  # the file that the last view was from
@@ -95,8 +94,8 @@ class Findings:
             self.labels[int(row.argmax())] += 1
             number = f" face {i + 1} of {len(view.faces)}" if len(view.faces) > 1 else ""
             self._say(view, f"{where}:{number} box {list(face.box)}  {self._answer(row)}")
-            if self.json_file is not None:
-                print(json.dumps(self._record(view, face, row)), file=self.json_file, flush=True)
+            if self.json is not None:
+                self.json.add(self._record(view, face, row))
 
     def _answer(self, row: np.ndarray) -> str:
         """emotion label: happy  93.1 %, and what is next likely."""
@@ -130,11 +129,7 @@ class Findings:
             return
         picture = annotate(view.image, faces, probabilities, self.class_names)
         if view.frame is None:
-            try:
-                Image.fromarray(picture).save(path, quality=95)
-            except OSError as error:
-                reason = error.strerror or error
-                raise UserError(f"{path}: cannot be written ({reason})") from None
+            write_picture(Image.fromarray(picture), path, quality=95)
             return
         if self.writer is None:
             self.writer = VideoWriter(path, view.fps, picture.shape[1::-1])

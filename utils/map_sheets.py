@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.outputs import write_picture
+
 # Even in lightness and readable without seeing red or green; its dark end is no evidence.
 COLOUR_MAP = "inferno"
 SMALLEST, LARGEST = 448, 1024  # pixels: the shorter and the longer side of a picture with its map
@@ -65,9 +67,9 @@ def write_pictures(explained: Explained, folder: Path) -> list[Path]:
     paths = []
     for i, heat in enumerate(explained.maps):
         paths.append(folder / f"{explained.name}_head{i}_cam.jpg")
-        overlay(large, heat).save(paths[-1], quality=QUALITY)
+        write_picture(overlay(large, heat), paths[-1], quality=QUALITY)
     paths.append(folder / f"{explained.name}_sheet.jpg")
-    draw_sheet(explained).save(paths[-1], quality=QUALITY)
+    write_picture(draw_sheet(explained), paths[-1], quality=QUALITY)
     return paths
 
 
@@ -125,7 +127,7 @@ class Overview:
     def _write_page(self) -> None:
         number = len(self.pages) + 1
         path = self.folder / ("overview.jpg" if number == 1 else f"overview_{number}.jpg")
-        _draw_page(self._rows).save(path, quality=QUALITY)
+        write_picture(_draw_page(self._rows), path, quality=QUALITY)
         self.pages.append(path)
         self._rows = []
 
@@ -201,6 +203,7 @@ def _write(
     bold: bool = False,
 ) -> None:
     """Text in at most `room` pixels; a longer one loses its middle."""
+    text = "".join(c if c.isprintable() else "?" for c in text)  # names of files hold anything
     font = _font(size, bold)
     shown, kept = text, len(text)
     while kept > 4 and font.getlength(shown) > room:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,26 +24,26 @@ class Picture:
 
 
 def list_files(
-    paths: Iterable[str | os.PathLike],
+    paths: Sequence[str | os.PathLike],
     *,
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
     output: str | os.PathLike | None = None,
 ) -> list[Path]:
     """Files as they are, folders as the images in and below them; each file once.
 
-    What is missing, and a folder without any, is one line on stderr.
+    What is missing, and a folder without any, is one line on stderr, or the error if that is all.
 
     Args:
         suffixes: endings that are looked for in folders, in lower case.
         output: the folder of results, whose files are not listed with a folder around it.
 
     Raises:
-        UserError: results would go into a folder that is to be read.
+        UserError: nothing is there, or results would go into a folder that is to be read.
     """
-    files = {}
+    files, problems = {}, []
     for path in map(Path, paths):
-        if not path.exists():
-            print(f"skipped: {path}: no such file or folder; check the path", file=sys.stderr)
+        if not os.path.exists(path):
+            problems.append(f"{path}: no such file or folder; check the path")
             continue
         found = [path]
         if path.is_dir():
@@ -54,9 +54,14 @@ def list_files(
             found = [file for file in found if not (inner and is_below(file, output))]
         if not found:
             endings = ", ".join(suffixes)
-            print(f"skipped: {path}: has no files ending in {endings}", file=sys.stderr)
+            problems.append(f"{path}: has no files ending in {endings}")
         for file in found:
             files.setdefault(os.path.realpath(file), file)
+    if not files:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError("; ".join(problems[:5]) + more)
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
     return list(files.values())
 
 

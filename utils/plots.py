@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from utils.outputs import writing
+
 # Okabe and Ito's palette, which colour-blind readers can tell apart, but for its yellow, which is
 # faint on white, the wine of Tol's.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -53,7 +55,7 @@ def plot_curves(history: Sequence[dict[str, float]], path: Path, *, title: str) 
         f"{title}: best {100 * best['val_accuracy']:.2f} % at epoch {best['epoch']}, "
         f"last {100 * history[-1]['val_accuracy']:.2f} %"
     )
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def plot_confusion(
@@ -87,7 +89,7 @@ def plot_confusion(
     axes.set_ylabel("label (images)")
     axes.set_title(title, fontsize=11)
     figure.colorbar(image, ax=axes, label="% of the label's images", shrink=0.8)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def plot_tsne(
@@ -106,7 +108,7 @@ def plot_tsne(
     axes.spines[:].set_color("0.8")
     axes.set_title("t-SNE of the pooled features", fontsize=11)
     figure.legend(frameon=False, loc="outside right center", markerscale=1.4)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -114,6 +116,11 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with writing(path):
+        figure.savefig(path, dpi=150)
 
 
 def _label_axes(axes: Axes, epochs: Sequence[int], ylabel: str) -> None:

@@ -13,8 +13,10 @@ import os
 import shutil
 import sys
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,9 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
 
 from utils.cli import Parser
 from utils.errors import UserError, exit_on_user_error
+from utils.images import IMAGE_SUFFIXES
 from utils.labels import AFFECTNET
+from utils.outputs import check_file, encode_picture, write_picture, writing
 from utils.toy.drawing import ToyFace, draw_face
 from utils.toy.sets import SPLITS, ToySet
 
@@ -85,7 +89,7 @@ def read_toy_set(root: str | os.PathLike) -> ToySet | None:
         return ToySet(**json.loads((Path(root) / MARKER).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{Path(root) / MARKER}: damaged; remove the folder") from None
 
 
@@ -131,15 +135,14 @@ def _write(root: str | os.PathLike, toy: ToySet) -> ToySet:
         raise UserError(f"{root}: exists and is not a toy data set; name another folder")
     part, trash = (_beside(root) for _ in range(2))
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(root)
-        part.mkdir()
-        _draw_into(part, toy)
-        if root.exists():
-            root.rename(trash)
-        part.rename(root)
-    except OSError as error:
-        raise UserError(f"{root}: cannot be written ({error}); name another folder") from error
+        with writing(root):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(root)
+            part.mkdir()
+            _draw_into(part, toy)
+            if root.exists():
+                root.rename(trash)
+            part.rename(root)
     finally:
         for leftover in (part, trash):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -194,13 +197,16 @@ def _draw_faces(folder: Path, toy: ToySet, task: tuple[str, range]) -> int:
     split, indices = task
     for index in indices:
         face = toy.face(split, index)
-        Image.fromarray(face.image).save(folder / toy.image_name(split, index), quality=95)
+        image = folder / toy.image_name(split, index)
+        image.write_bytes(encode_picture(Image.fromarray(face.image), image, quality=95))
         for name, value in toy.annotations(split, index, face).items():
-            np.save(folder / name, value)
+            content = BytesIO()
+            np.save(content, value)
+            (folder / name).write_bytes(content.getvalue())
     return len(indices)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--layout", choices=("rafdb", "affectnet"), default="rafdb")
     parser.add_argument("--output", metavar="DIR", help="folder that becomes the data set")
@@ -209,23 +215,27 @@ def main() -> None:
     parser.add_argument("--test", type=int, help=f"test faces ({counts(**DEFAULT_TEST)})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", metavar="FILE", help="labelled picture of a few faces")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not (args.output or args.sheet):
         parser.error("nothing to do: name an --output folder or a --sheet")
     train = DEFAULT_TRAIN[args.layout] if args.train is None else args.train
     test = DEFAULT_TEST[args.layout] if args.test is None else args.test
-    with exit_on_user_error():
-        if args.output:
-            num_class = 7 if args.layout == "rafdb" else 8
-            _write(args.output, ToySet(args.layout, args.seed, train, test, num_class))
-            print(f"{args.output}: {train} training and {test} test faces")
-        if args.sheet:
-            try:
-                draw_sheet(seed=args.seed).save(args.sheet, quality=90)
-            except (OSError, ValueError) as error:  # no such folder, or no such image format
-                raise UserError(f"{args.sheet}: cannot be written ({error})") from None
-            print(f"{args.sheet}: a sheet of faces")
+    if args.sheet:
+        check_file(args.sheet)
+        if not args.sheet.lower().endswith(IMAGE_SUFFIXES):
+            endings = ", ".join(IMAGE_SUFFIXES)
+            raise UserError(f"{args.sheet}: no picture's name; let it end in one of {endings}")
+    if args.output:
+        num_class = 7 if args.layout == "rafdb" else 8
+        _write(args.output, ToySet(args.layout, args.seed, train, test, num_class))
+        print(f"{args.output}: {train} training and {test} test faces")
+    if args.sheet:
+        with writing(args.sheet):
+            Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(draw_sheet(seed=args.seed), args.sheet, quality=90)
+        print(f"{args.sheet}: a sheet of faces")
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        main()

@@ -62,7 +62,7 @@ class VideoReader:
 
 
 class VideoWriter:
-    """A video without sound, in the container that the file name says.
+    """A video without sound, in the container that the file name says; to be closed at the end.
 
     Args:
         size: width and height in pixels; codecs drop the last row or column of odd ones.
@@ -72,6 +72,8 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]):
+        self.path = path
+        self.num_frames = 0
         codec = cv2.VideoWriter_fourcc(*CODECS[path.suffix.lower()])
         self.writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, codec, fps, size)
         if not self.writer.isOpened():
@@ -80,6 +82,21 @@ class VideoWriter:
     def write(self, frame: np.ndarray) -> None:
         """frame: (h, w, 3) uint8 RGB, of the video's size."""
         self.writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self.num_frames += 1
 
     def close(self) -> None:
+        """Finish the file, and count the frames in it: OpenCV keeps silent when a write fails.
+
+        Raises:
+            UserError: frames are missing.
+        """
         self.writer.release()
+        written, num_written = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG), 0
+        while num_written < self.num_frames and written.grab():
+            num_written += 1
+        written.release()
+        if num_written < self.num_frames:
+            raise UserError(
+                f"{self.path}: cannot be written, it ends after {num_written} of "
+                f"{self.num_frames} frames; make room there, or give another folder"
+            )

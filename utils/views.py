@@ -1,7 +1,7 @@
 """Photos, folders and videos as one stream of pictures with the faces in them."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,12 @@ class Viewer:
     every: int = 1
     keep_images: bool = False
 
-    def __call__(self, paths: Iterable[Path]) -> Iterator[View]:
-        """Views in the order of the files; one that cannot be read is one line on stderr."""
+    def __call__(self, paths: Sequence[Path]) -> Iterator[View]:
+        """Views in the order of the files; one that cannot be read is one line on stderr.
+
+        Raises:
+            UserError: the only file cannot be read.
+        """
         for path in paths:
             try:
                 if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -54,6 +58,8 @@ class Viewer:
                 else:
                     yield self._look(path, read_rgb(path))
             except UserError as error:
+                if len(paths) == 1:
+                    raise
                 print(f"skipped: {error}", file=sys.stderr)
 
     def _look(self, path: Path, image: np.ndarray, **frame) -> View:

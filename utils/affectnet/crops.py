@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from PIL import Image
 
 from utils.affectnet.links import temporary
 from utils.errors import UserError
 from utils.images import read_rgb
+from utils.outputs import encode_picture
 
 CROP_SIZE = 224
 _BLOCK = 4096  # faces handed to the processes at a time
@@ -50,7 +52,7 @@ def _crop_file(face: tuple[str, str, Box], margin: float) -> str:
     crop = crop_face(photo, box, margin)
     if crop is None:
         return "face box outside the image"
-    crop.save(temporary(target), "JPEG", quality=95)
+    Path(temporary(target)).write_bytes(encode_picture(crop, target, quality=95))
     os.replace(temporary(target), target)
     return ""
 

@@ -53,6 +53,7 @@ def read_release(folder: Path) -> Release:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; put AffectNet there or name it by --aff_path")
+    _names(folder)
     if (folder / "train_set").is_dir():
         return Release("npy release", _read_npy(folder), is_cropped=True)
     photos = _first_existing(
@@ -76,6 +77,14 @@ def _first_existing(*paths: Path) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
 def _label_reason(codes: pd.Series) -> np.ndarray:
     """Why rows with these codes (float, NaN for none) are dropped; empty where they are not."""
     reason = np.full(len(codes), "unknown expression code", dtype=object)
@@ -96,10 +105,10 @@ def _read_npy(folder: Path) -> pd.DataFrame:
         for part in (images, annotations):
             if not part.is_dir():
                 raise UserError(f"{part}: missing from the npy release; unpack it there")
-        codes = {n.removesuffix(_EXP): None for n in os.listdir(annotations) if n.endswith(_EXP)}
+        codes = {n.removesuffix(_EXP): None for n in _names(annotations) if n.endswith(_EXP)}
         for stem in tqdm(codes, f"{phase} annotations", unit="image", leave=False, disable=None):
             codes[stem] = _read_code(f"{annotations}/{stem}{_EXP}")
-        files = {os.path.splitext(name)[0]: name for name in os.listdir(images) if name[0] != "."}
+        files = {os.path.splitext(name)[0]: name for name in _names(images) if name[0] != "."}
         stems = sorted(files.keys() | codes.keys(), key=lambda stem: (len(stem), stem))
         label = pd.Series([codes.get(stem, np.nan) for stem in stems], dtype=float)
         reason = _label_reason(label)
