@@ -19,6 +19,7 @@ from utils.readers import read_affectnet
 from utils.run import build, report, start
 from utils.sampling import balanced
 from utils.toy_faces import write_affectnet
+from utils.trained import read_trained
 from utils.training import Training
 
 # What --toy presets; a flag that is given wins.
@@ -65,13 +66,14 @@ def main(argv: list[str] | None = None) -> None:
     world = distributed.join(args.device)
 
     # ---- data ------------------------------------------------------------------------------------
+    trained = read_trained(args.checkpoint, dataset=args.dataset) if args.evaluate else None
     if args.toy:
         with world.main_first():
             write_affectnet(args.aff_path)
             convert(args.aff_path)
     data = read_affectnet(args.aff_path, num_class=args.num_class)
-    if args.evaluate:
-        evaluation.evaluate_checkpoint(args, data, world, DAN, FusedDAN)
+    if trained is not None:
+        evaluation.evaluate_trained(args, trained, data, world, DAN, FusedDAN)
         return
     run = start(args, data, world)
     run.say(data.summary(compare=not args.toy))

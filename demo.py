@@ -151,7 +151,7 @@ def load(path: Path, dataset: str | None, device: str, *, fuse: bool):
 
     from networks.dan import DAN
     from networks.fused import FusedDAN
-    from utils.run import resolve_device
+    from utils.device import resolve_device
     from utils.trained import read_trained
     from utils.transforms import preprocess
 

@@ -16,6 +16,7 @@ from utils.readers import read_rafdb
 from utils.run import build, report, start
 from utils.sampling import shuffled
 from utils.toy_faces import write_rafdb
+from utils.trained import read_trained
 from utils.training import Training
 
 # What --toy presets; a flag that is given wins.
@@ -50,12 +51,13 @@ def main(argv: list[str] | None = None) -> None:
     world = distributed.join(args.device)
 
     # ---- data ------------------------------------------------------------------------------------
+    trained = read_trained(args.checkpoint, dataset=args.dataset) if args.evaluate else None
     if args.toy:
         with world.main_first():
             write_rafdb(args.raf_path)
     data = read_rafdb(args.raf_path)
-    if args.evaluate:
-        evaluation.evaluate_checkpoint(args, data, world, DAN, FusedDAN)
+    if trained is not None:
+        evaluation.evaluate_trained(args, trained, data, world, DAN, FusedDAN)
         return
     run = start(args, data, world)
     run.say(data.summary(compare=not args.toy))

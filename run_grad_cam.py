@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from networks.dan import DAN
 from utils import cli
+from utils.device import resolve_device
 from utils.errors import UserError, exit_on_user_error
 from utils.head_maps import ATTENTION, METHODS, PER_CHANNEL, head_maps, normalise
 from utils.images import read_rgb
@@ -24,7 +25,6 @@ from utils.map_sheets import Explained, Overview, write_pictures
 from utils.outputs import check_folder, make_folder
 from utils.pictures import Picture, find_labels, is_below, list_files, spread, unique_names
 from utils.readers import FaceData, read_affectnet, read_rafdb
-from utils.run import resolve_device
 from utils.trained import TrainedModel, read_trained
 from utils.transforms import preprocess
 

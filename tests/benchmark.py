@@ -41,9 +41,9 @@ from tests.bench.pipelines import (
 from tests.bench.yardstick import Yardstick, YardstickTraining
 from tests.grad_cam_speed import maps_one_by_one
 from utils import cli, engine
+from utils.device import device_name, resolve_device, resolve_precision
 from utils.errors import exit_on_user_error
 from utils.head_maps import head_maps
-from utils.run import device_name, resolve_device, resolve_precision
 from utils.sampling import shuffled
 from utils.seed import generator
 

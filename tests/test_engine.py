@@ -13,9 +13,10 @@ from tests import golden
 from tests.conftest import SMALL, training_args
 from utils import checkpoint, engine
 from utils.data import FaceLoader
+from utils.device import resolve_precision
 from utils.errors import UserError
 from utils.readers import read_rafdb
-from utils.run import Run, resolve_precision
+from utils.run import Run
 from utils.sampling import shuffled
 from utils.seed import generator
 from utils.training import LOSS_TERMS, Training

@@ -32,18 +32,14 @@ class Row(NamedTuple):
     skipped: int = 0  # lines before the error, one for each file that is left out
     leaves: tuple[str, ...] = ()  # what is written all the same
     unless_root: bool = False  # for whom permissions do not count
-    todo: str = ""  # what has to change in the code before the row holds
 
-
-MADE_EARLY = "the run folder is made before all is checked"
-DRAWN_EARLY = "--toy draws before the flags are checked"
 
 RAFDB = {
     # flags
     "--batchsize 3": "--batchsize",
     "stray": "unrecognized arguments: stray",
     "--batch_size 0": "--batch_size: must be at least 1",
-    "--batch_size 1": Row("BatchNorm cannot train on one image", todo=MADE_EARLY),
+    "--batch_size 1": "BatchNorm cannot train on one image",
     "--batch_size x": "--batch_size: 'x' is not a whole number",
     "--batch_size": "--batch_size: expected one argument",
     "--num_head 0": "--num_head: must be at least 1",
@@ -56,12 +52,19 @@ RAFDB = {
     "--image_size 16": "--image_size: must be from 32",
     "--workers -1": "--workers: must be at least 0",
     "--affinity_weight -1": "--affinity_weight",
-    "--num_center 6": Row("there are 7 classes", todo=MADE_EARLY),
+    "--num_center 6": "there are 7 classes",
     "--precision fp8": "--precision",
     "--device tpu": "--device tpu",
     "--device cuda:": "--device cuda:",
     "--device cuda:77": "--device cuda:77",
-    "--toy --device tpu --raf_path new": Row("--device tpu", todo=DRAWN_EARLY),
+    "--resume nothing.pth": "--resume nothing.pth: no such checkpoint",
+    "--resume weights/a_folder.pth": "weights/a_folder.pth",
+    "--resume weights/page.pth": "web page",
+    "--resume weights/code.pth": "could run code",
+    "--resume weights/best.pth": "weights/best.pth: holds no configuration of a run",
+    "--resume --evaluate --checkpoint weights/best.pth": "do not go together",
+    "--output_dir weights --overwrite --raf_path nowhere": "nowhere",
+    "--toy --device tpu --raf_path new": "--device tpu",
     "--toy": "raf: exists and is not a toy data set",
     "--toy --raf_path file/toy": "file/toy: cannot be written",
     # data
@@ -81,20 +84,18 @@ RAFDB = {
     "--raf_path raf_binary": "raf_binary/EmoLabel/list_patition_label.txt: not",
     "--raf_path raf_empty": "raf_empty ... train_*.jpg",
     "--raf_path raf_no_test": "raf_no_test ... test_*.jpg",
-    "--raf_path raf_broken_train": Row(
-        "train_00005_aligned.jpg", leaves=("run", "run/config.json")
-    ),
-    "--raf_path raf_broken_test": Row("test_0005_aligned.jpg", leaves=("run", "run/config.json")),
+    "--raf_path raf_broken_train": "train_00005_aligned.jpg",
+    "--raf_path raf_broken_test": "test_0005_aligned.jpg",
     "--raf_path forbidden/raf": Row("list_patition_label.txt", unless_root=True),
     "--raf_path forbidden/closed": Row("forbidden/closed", unless_root=True),
     "--raf_path forbidden/train": Row("forbidden/train", unless_root=True),
     # weights and output
-    "--pretrained models/resnet18_msceleb.pth": Row("drive.google.com", todo=MADE_EARLY),
-    "--pretrained nothing.pth": Row("--pretrained none", todo=MADE_EARLY),
-    "--pretrained weights/a_folder.pth": Row("weights/a_folder.pth", todo=MADE_EARLY),
-    "--pretrained weights/page.pth": Row("web page", todo=MADE_EARLY),
-    "--pretrained weights/code.pth": Row("could run code", todo=MADE_EARLY),
-    "--pretrained weights/no_resnet.pth": Row("bn1.weight is missing", todo=MADE_EARLY),
+    "--pretrained models/resnet18_msceleb.pth": "drive.google.com",
+    "--pretrained nothing.pth": "--pretrained none",
+    "--pretrained weights/a_folder.pth": "weights/a_folder.pth",
+    "--pretrained weights/page.pth": "web page",
+    "--pretrained weights/code.pth": "could run code",
+    "--pretrained weights/no_resnet.pth": "bn1.weight is missing",
     "--output_dir file": "file: cannot be written",
     "--output_dir file/run": "file/run: cannot be written",
     "--output_dir link": "link: cannot be written",
@@ -114,10 +115,10 @@ RAFDB_EVALUATE = {
     "weights/rafdb.pth --dataset AffectNet": "by its name trained on RAF-DB, but AffectNet",
     "weights/best.pth --num_head 2": "num_head 1, but --num_head 2",
     "weights/best.pth --image_size 96": "image_size 32, but --image_size 96",
-    "weights/lacking.pth": Row("features.0.weight", todo=MADE_EARLY),
+    "weights/lacking.pth": "features.0.weight",
     "weights/best.pth --output_dir file": "file: cannot be written",
-    "weights/best.pth --raf_path raf_broken_test": Row("test_0005", todo=MADE_EARLY),
-    "x.pth --toy --raf_path new": Row("x.pth", todo=DRAWN_EARLY),
+    "weights/best.pth --raf_path raf_broken_test": "test_0005",
+    "x.pth --toy --raf_path new": "x.pth",
 }
 
 AFFECTNET = {
@@ -137,7 +138,7 @@ AFFECTNET = {
     "--aff_path own --num_class 8": "has 3 class folders, but --num_class is 8",
     "--toy": "aff: exists and is not a toy data set",
     "--toy --aff_path aff_raw": "aff_raw/toy.json: damaged",
-    "--pretrained nothing.pth": Row("nothing.pth: no such weights", todo=MADE_EARLY),
+    "--pretrained nothing.pth": "nothing.pth: no such weights",
 }
 
 AFFECTNET_EVALUATE = {
@@ -334,7 +335,7 @@ def rows() -> list:
     for script, usual, table in TABLES:
         for argv, row in table.items():
             row = row if isinstance(row, Row) else Row(row)
-            marks = [pytest.mark.xfail(reason=row.todo, strict=True)] if row.todo else []
+            marks = []
             if row.unless_root and os.geteuid() == 0:
                 marks = [pytest.mark.skip(reason="permissions do not keep root from anything")]
             name = f"{script} {argv[:80]}"

@@ -127,14 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workers", type=positive_int, default=os.cpu_count(), help="processes that decode"
     )
     args = parser.parse_args(argv)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     return 0 if check(args.path, workers=args.workers) else 1
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        try:
-            sys.exit(main())
-        except BrokenPipeError:  # whoever read the lines, `head` say, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        sys.exit(main())

@@ -17,6 +17,7 @@ from typing import IO, Any
 import torch
 
 from utils.errors import UserError
+from utils.outputs import writing
 
 # What a damaged file makes PyTorch raise, whose unpickler trusts the file to be well formed.
 _DAMAGED = (
@@ -66,12 +67,13 @@ def _failed_write(error: BaseException | None) -> OSError | None:
 def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` in one step; a copy where links are unknown."""
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with writing(target):
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
 
 
 def load(path: str | os.PathLike) -> dict[Any, Any]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.device import resolve_device
 from utils.errors import UserError
 
 T = TypeVar("T")
@@ -106,6 +107,7 @@ def join(device: str = "auto") -> World:
     Raises:
         UserError: fewer GPUs than processes, or a device that all of them would share.
     """
+    resolve_device(device)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or "RANK" not in os.environ:
         return ALONE

@@ -68,6 +68,7 @@ def fit(training: Training, data: FaceData, augment: Augmentation, *, order: Ord
             _train(training, data, augment, order, interruptions)
         run.world.leave()
     else:
+        run_folder.prepare(training)
         run.say(f"this run has finished its {epochs} epochs; for more, give --epochs")
     run_folder.finish(training)
 

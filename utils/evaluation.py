@@ -15,15 +15,16 @@ from utils.engine import Evaluation, evaluate
 from utils.errors import UserError
 from utils.failures import explained
 from utils.metrics import per_class_table
-from utils.outputs import writing
+from utils.outputs import make_folder, writing
 from utils.readers import FaceData
-from utils.run import Run, make_writable_folder, start
+from utils.run import Run, start
 from utils.run_folder import note_bad_images
-from utils.trained import TrainedModel, read_trained
+from utils.trained import TrainedModel
 
 
-def evaluate_checkpoint(
+def evaluate_trained(
     args: argparse.Namespace,
+    trained: TrainedModel,
     data: FaceData,
     world: World,
     network: type[nn.Module],
@@ -35,9 +36,8 @@ def evaluate_checkpoint(
         network, fused: DAN, and its form for inference.
 
     Raises:
-        UserError: the checkpoint cannot be read, or is of other classes, heads or data.
+        UserError: the checkpoint is of other classes, heads or data.
     """
-    trained = read_trained(args.checkpoint, dataset=args.dataset)
     _check_fit(trained, data, args)
     beside = trained.path.with_name(f"{trained.path.stem}-evaluation")
     run = start(args, data, world, output_dir=beside)
@@ -62,7 +62,7 @@ def evaluate_checkpoint(
         f"{100 * metrics.balanced_accuracy:.2f} %, {len(evaluation.labels)} images of {run.title}"
     )
     if world.is_main:
-        make_writable_folder(run.output_dir)
+        make_folder(run.output_dir)
     note_bad_images(run, loader)
     if world.is_main:
         _write(run, trained, data, evaluation, with_tsne=args.tsne)

@@ -72,7 +72,7 @@ def make_folder(path: str | os.PathLike) -> Path:
     path = Path(path)
     with writing(path, "give another folder"):
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
+        probe = path / ".writable.tmp"
         probe.touch()
         probe.unlink()
     return path

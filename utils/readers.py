@@ -50,14 +50,14 @@ def scan_rafdb(root: str | os.PathLike) -> Scan:
         UserError: the label file or the folder of images is missing or cannot be read.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(
             f"{root}: no such folder; get RAF-DB from {RAFDB_URL} and unpack it there, "
             "give its place with --raf_path, or try --toy, which needs no data"
         )
     label_file, image_folder = root / RAFDB_LABELS, root / RAFDB_IMAGES
     for path in (label_file, image_folder):
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(
                 f"{path}: missing; {root} should hold {RAFDB_LABELS} and {RAFDB_IMAGES}/ as "
                 "RAF-DB's basic set does"
@@ -142,19 +142,19 @@ def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> 
         UserError: there are no class folders, or other than asked for.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(
             f"{root}: no such folder; get AffectNet from {AFFECTNET_URL} and unpack it there, "
             "give its place with --aff_path, or try --toy, which needs no data"
         )
     convert = f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
-    if (root / UNFINISHED).exists():
+    if os.path.exists(root / UNFINISHED):
         raise UserError(f"{root}: its conversion was interrupted; continue it with {convert}")
-    raw = [name for name in RAW_AFFECTNET if (root / name).exists()]
-    if raw and not (root / "train").is_dir():
+    raw = [name for name in RAW_AFFECTNET if os.path.exists(root / name)]
+    if raw and not os.path.isdir(root / "train"):
         raise UserError(f"{root}: holds {raw[0]} but no class folders; make them with {convert}")
     codes = set(map(str, range(len(labels.AFFECTNET))))
-    if (root / "train").is_dir() and not set(_subfolders(root / "train")) <= codes:
+    if os.path.isdir(root / "train") and not set(_subfolders(root / "train")) <= codes:
         scan = scan_class_folders(root)
         if num_class not in (None, scan.data.num_class):
             raise UserError(
@@ -193,10 +193,10 @@ def scan_class_folders(root: str | os.PathLike) -> Scan:
 def _split_folders(root: Path) -> tuple[Path, Path]:
     """`train/` and `val/`, or `test/` where there is no `val/`."""
     train, val = root / "train", root / "val"
-    if not val.is_dir():
+    if not os.path.isdir(val):
         val = root / "test"
     for folder, wanted in ((train, "train/"), (val, "val/ (or test/)")):
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UserError(f"{root}: has no {wanted} with one folder of images a class")
     return train, val
 
@@ -227,7 +227,7 @@ def _image_names(folder: Path) -> tuple[np.ndarray, list[str]]:
     named like one but is no file: a folder, a link to nothing. None where there is no folder."""
     names, no_files = [], []
     prefix = os.fsencode(folder.name) + b"/"
-    for entry in _entries(os.fsencode(folder)) if folder.is_dir() else ():
+    for entry in _entries(os.fsencode(folder)) if os.path.isdir(folder) else ():
         if entry.name.lower().endswith(_SUFFIX_BYTES) and not entry.name.startswith(b"."):
             (names if entry.is_file() else no_files).append(prefix + entry.name)
     return np.array(sorted(names), dtype="S"), sorted(map(os.fsdecode, no_files))

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from torch import nn
 
 from utils import checkpoint, resume
 from utils.cli import MSCELEB, NOT_OF_THE_TRAINING
+from utils.device import device_name, resolve_device, resolve_precision
 from utils.distributed import ALONE, World
 from utils.errors import UserError
+from utils.outputs import check_folder
 from utils.readers import FaceData
 from utils.seed import seed_everything
 
@@ -74,7 +75,7 @@ def start(
         own = Path("models") / f"{'toy-' if args.toy else ''}{data.run_name}"
         args.output_dir = str(own if output_dir is None else output_dir)
     folder, fingerprint = Path(args.output_dir), data.fingerprint()
-    _check_writable(folder)
+    check_folder(folder)
     path, content = None, None
     if not args.evaluate:
         path = resume.find(args, folder)
@@ -114,63 +115,6 @@ def report(run: Run, model: torch.nn.Module) -> None:
         f"DAN, {parameters:,} parameters, {len(run.class_names)} classes, on {where} "
         f"in {run.precision}, torch {torch.__version__}\n{flags}"
     )
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device that is there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
-        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
-    kind, _, index = name.partition(":")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= count:
-            there = f"there are {count} GPUs" if count else "there is no GPU that PyTorch can use"
-            raise UserError(f"--device {name}: {there}; use --device cpu or auto")
-    return torch.device(name)
-
-
-def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to, None for plain float32. auto is bf16 where it is native."""
-    if name == "auto":
-        name = "bf16" if _native_bf16(device) else "fp32"
-    return torch.bfloat16 if name == "bf16" else None
-
-
-def _native_bf16(device: torch.device) -> bool:
-    """CUDA of compute capability 8 and up; CPUs with AMX or AVX512-bf16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)"
-
-
-def _check_writable(folder: Path) -> None:
-    """As far as one can tell without writing."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        reason = "it may not be written" if there.is_dir() else f"{there} is a file"
-        raise UserError(f"{folder}: cannot be written ({reason}); give another folder")
-
-
-def make_writable_folder(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); give another folder"
-        ) from None
-    return path
 
 
 def read_pretrained(name: str) -> dict[str, Any] | None:

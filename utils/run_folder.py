@@ -15,9 +15,11 @@ import torchvision
 
 from utils import checkpoint, plots, resume
 from utils.data import FaceLoader
+from utils.device import device_name
 from utils.errors import Interrupted
 from utils.metrics import Metrics
-from utils.run import Run, device_name, make_writable_folder
+from utils.outputs import make_folder
+from utils.run import Run
 from utils.training import Training
 
 History = Sequence[dict[str, float]]  # one row an epoch, the columns of metrics.csv
@@ -40,7 +42,7 @@ def prepare(training: Training) -> None:
     run.world.barrier()  # no process should take what the first one writes now for an older run
     if not run.world.is_main:
         return
-    make_writable_folder(run.output_dir)
+    make_folder(run.output_dir)
     if run.resumed is None:
         resume.clear(run.output_dir)
     else:
