@@ -45,7 +45,7 @@ AUGMENT = transforms.Augmentation(
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    parser = cli.recipe_parser(
+    parser, data = cli.recipe_parser(
         __doc__,
         batch_size=256,
         lr=1e-4,
@@ -53,8 +53,9 @@ def main(argv: list[str] | None = None) -> None:
         run_name="affectnet-8",
         toy=TOY,
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--aff_path", default="datasets/AffectNet", help="AffectNet's folder")
+    data.add_argument(
+        "--aff_path", metavar="DIR", default="datasets/AffectNet", help="AffectNet's folder"
+    )
     data.add_argument(
         "--num_class",
         type=int,

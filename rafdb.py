@@ -41,11 +41,12 @@ AUGMENT = transforms.Augmentation(
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    parser = cli.recipe_parser(
+    parser, data = cli.recipe_parser(
         __doc__, batch_size=256, lr=0.1, epochs=40, run_name="rafdb", toy=TOY
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--raf_path", default="datasets/raf-basic", help="RAF-DB's folder")
+    data.add_argument(
+        "--raf_path", metavar="DIR", default="datasets/raf-basic", help="RAF-DB's folder"
+    )
     args = cli.parse(parser, argv, toy=TOY)
     resume.take_flags(args)
     world = distributed.join(args.device)

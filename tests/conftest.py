@@ -1,6 +1,11 @@
 """Toy faces, short runs, a photo and checkpoints that several test files share."""
 
 import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -50,12 +55,48 @@ def small_run(tmp_path_factory, toy_raf):
 
 
 @pytest.fixture(scope="session")
-def toy_run(tmp_path_factory):
-    """The folder of `rafdb.py --toy`, which has learned: two minutes on two cores."""
-    folder = tmp_path_factory.mktemp("learned")
-    flags = ["--toy", "--device", "cpu", "--workers", "2"]
-    rafdb.main([*flags, "--raf_path", str(folder / "raf"), "--output_dir", str(folder / "run")])
-    return folder / "run"
+def clone(tmp_path_factory):
+    """The repository as it is after a clone, without data, weights and results."""
+    folder = tmp_path_factory.mktemp("clone") / "DAN"
+    shutil.copytree(
+        Path(rafdb.__file__).parent,
+        folder,
+        ignore=shutil.ignore_patterns(".*", "__pycache__", "datasets", "models", "cam_result"),
+    )
+    for name in ("datasets", "models"):
+        (folder / name).mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_in_clone(clone):
+    """Runs a command line there, on the CPU, with this Python; returns what it printed."""
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            command.replace("python ", f"{shlex.quote(sys.executable)} ", 1),
+            shell=True,
+            cwd=clone,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def toy_output(run_in_clone):
+    """What `python rafdb.py --toy` prints: two minutes on two cores."""
+    return run_in_clone("python rafdb.py --toy")
+
+
+@pytest.fixture(scope="session")
+def toy_run(clone, toy_output):
+    """The folder of that run, which has learned."""
+    return clone / "models/toy-rafdb"
 
 
 @pytest.fixture(scope="session")

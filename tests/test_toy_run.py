@@ -17,13 +17,13 @@ from utils.trained import read_trained
 
 
 @pytest.fixture(scope="module")
-def learned(toy_run):
+def learned(toy_run, clone):
     """The best network of the run, as it was trained, and the faces it has not seen."""
     trained = read_trained(toy_run / "best.pth")
     model = DAN(num_class=trained.num_class, num_head=trained.num_head)
     trained.load_into(model)
     model.eval().requires_grad_(False)
-    return trained, model, read_rafdb(trained.config["raf_path"]).val
+    return trained, model, read_rafdb(clone / trained.config["raf_path"]).val
 
 
 def test_learns_people_it_has_not_seen(toy_run):
@@ -36,15 +36,14 @@ def test_says_that_it_knows_toy_faces_only(learned, toy_run):
     assert trained.toy and trained.config["image_size"] == rafdb.TOY["image_size"]
 
 
-def test_evaluates_on_the_toy_test_images(learned, toy_run, capsys):
-    trained, _, split = learned
-    flags = ["--toy", "--raf_path", trained.config["raf_path"], "--device", "cpu"]
-    rafdb.main([*flags, "--evaluate", "--checkpoint", str(toy_run / "best.pth"), "--tsne"])
+def test_evaluates_on_the_toy_test_images(learned, toy_run, run_in_clone):
+    split = learned[2]
+    out = run_in_clone("python rafdb.py --toy --evaluate --checkpoint models/toy-rafdb/best.pth")
     metrics = json.loads((toy_run / "best-evaluation" / "metrics.json").read_text())
     best = max(row["val_accuracy"] for row in load(toy_run / "last.pth")["metrics"])
     # Training evaluates in bf16 where that is native, --evaluate in float32.
     assert metrics["accuracy"] == pytest.approx(best, abs=2 / len(split))
-    assert f"{len(split)} images of toy RAF-DB" in capsys.readouterr().out
+    assert f"{len(split)} images of toy RAF-DB" in out
 
 
 def test_inference_form_and_bf16_predict_the_same(learned):

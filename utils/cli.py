@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 MSCELEB = "models/resnet18_msceleb.pth"
@@ -22,8 +23,8 @@ EVALUATE = {"num_head": None, "image_size": None, "precision": "fp32"}
 class Parser(argparse.ArgumentParser):
     """Shows every default, and says what is wrong with a flag in one line."""
 
-    def __init__(self, **kwargs):
-        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+    def __init__(self, usage: str = "%(prog)s [flags]", **kwargs):
+        super().__init__(usage=usage, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help\n")
@@ -40,41 +41,56 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def recipe_parser(
     description: str, *, batch_size: int, lr: float, epochs: int, run_name: str, toy: Mapping
-) -> Parser:
-    """The flags of both recipes with one's own defaults; the script adds where its data lies.
+) -> tuple[Parser, argparse._ArgumentGroup]:
+    """The flags of both recipes with one's own defaults.
 
     Args:
         run_name: of the run's folder below models/, for --help.
         toy: flags that --toy presets.
+
+    Returns:
+        The parser, and its group for the flags that say where the script's data lie.
     """
     presets = " ".join(f"--{name} {value}" for name, value in toy.items())
     parser = Parser(description=description, epilog=f"--toy presets, where not given:\n  {presets}")
-    group = parser.add_argument_group("recipe")
-    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images a step")
-    group.add_argument("--lr", type=positive_float, default=lr, help="initial learning rate")
-    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the data")
-    group.add_argument("--num_head", type=positive_int, default=4, help="attention heads")
-    group.add_argument("--image_size", type=image_size, default=224, help="pixels a side")
-    group.add_argument(
-        "--pretrained",
-        metavar="{PATH,imagenet,none}",
-        default=MSCELEB,
-        help="weights that the backbone starts from; imagenet downloads torchvision's",
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
     )
-    group.add_argument("--seed", type=seed, default=0, help="of all that is random")
-    group = parser.add_argument_group("losses")
-    group.add_argument(
+    data.add_argument(
+        "--skip_bad_images",
+        action="store_true",
+        help="leave out images that cannot be read, and list them in bad_images.csv",
+    )
+
+    group = parser.add_argument_group("recipe")
+    add = partial(group.add_argument, metavar="N")
+    add("--batch_size", type=positive_int, default=batch_size, help="images a step, on all GPUs")
+    add("--lr", type=positive_float, default=lr, metavar="X", help="initial learning rate")
+    add("--epochs", type=positive_int, default=epochs, help="passes over the data")
+    add("--num_head", type=positive_int, default=4, help="attention heads")
+    add("--image_size", type=image_size, default=224, help="pixels a side")
+    add(
+        "--pretrained",
+        metavar="FILE",
+        default=MSCELEB,
+        help="weights that the backbone starts from, or imagenet (downloads torchvision's) or none",
+    )
+    add("--seed", type=seed, default=0, help="of all that is random")
+
+    add = partial(parser.add_argument_group("losses").add_argument, metavar="X")
+    add("--affinity_weight", type=weight, default=1.0, help="0 leaves it out")
+    add("--partition_weight", type=weight, default=1.0, help="0 leaves it out")
+    add(
         "--num_center",
         type=positive_int,
-        help="centres of the affinity loss, as many as classes unless given; 8 reproduces the "
-        "released RAF-DB run",
+        metavar="N",
+        help="centres of the affinity loss (default: one a class); 8 reproduces the released "
+        "RAF-DB run",
     )
-    group.add_argument("--affinity_weight", type=weight, default=1.0, help="0 leaves it out")
-    group.add_argument("--partition_weight", type=weight, default=1.0, help="0 leaves it out")
+
     group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--workers", type=natural_int, default=4, help="processes that decode, for each GPU"
-    )
     add_device_flag(group)
     group.add_argument(
         "--precision",
@@ -83,15 +99,15 @@ def recipe_parser(
         help="auto is bf16 where the hardware does it natively, else fp32",
     )
     group.add_argument(
-        "--compile",
-        action="store_true",
-        help="torch.compile the network: a minute, then faster steps on some GPUs",
+        "--workers", type=natural_int, default=4, metavar="N", help="decoding processes, each GPU's"
     )
     group.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="the same numbers from each run on a GPU, too; slower",
+        "--compile", action="store_true", help="torch.compile the network, which takes its time"
     )
+    group.add_argument(
+        "--deterministic", action="store_true", help="bit-identical runs on a GPU, too; slower"
+    )
+
     group = parser.add_argument_group("files")
     group.add_argument(
         "--output_dir",
@@ -103,31 +119,24 @@ def recipe_parser(
         nargs="?",
         const=True,
         metavar="FILE",
-        help="go on from the run folder's last.pth, or from FILE; start where there is none yet; "
-        "flags that are not given are as they were",
+        help="go on from last.pth of the run's folder, or from FILE; from the start where there is "
+        "none yet; flags that are not given are those of the run",
     )
     group.add_argument(
         "--overwrite", action="store_true", help="start anew in a folder that holds a run"
     )
-    group.add_argument(
-        "--skip_bad_images",
-        action="store_true",
-        help="leave out images that cannot be read, and list them in bad_images.csv",
-    )
-    group.add_argument(
-        "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
-    )
+
     group = parser.add_argument_group("evaluation, instead of training")
     group.add_argument("--evaluate", action="store_true", help="evaluate --checkpoint")
     group.add_argument("--checkpoint", metavar="FILE", help="a best.pth, or a released file")
     add_dataset_flag(group)
     group.add_argument("--tsne", action="store_true", help="also draw the features by t-SNE")
-    return parser
+    return parser, data
 
 
 def add_device_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--device", default="auto", metavar="{auto,cpu,cuda,cuda:N}", help="auto prefers cuda"
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N"
     )
 
 
