@@ -73,15 +73,57 @@ def test_bfloat16_keeps_the_sums_in_float32():
     batch = images(96, count=8).float()
     expected = model(batch)
     fused = FusedDAN(model, torch.bfloat16)
-    outputs = [fused(batch), fused(batch.bfloat16())]
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs.append(FusedDAN(model)(batch))
-        outputs.append(fused(batch))
-        assert fused.attention_maps(expected.features).dtype == torch.float32
-    for output in outputs:
+    assert fused.attention_maps(expected.features).dtype == torch.float32
+    for output in (fused(batch), fused(batch.bfloat16())):
         assert output.features.dtype == torch.bfloat16
         assert output.heads.dtype == output.logits.dtype == torch.float32
         assert max(relative_errors(output, expected)) < 0.03
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_autocast_changes_nothing(dtype, plain, monkeypatch):
+    if plain:
+        monkeypatch.setattr("networks.frozen.OPERATORS", ("_no_such_operator",))
+    fused = FusedDAN(trained(num_class=7, num_head=2), dtype)
+    batch = images(64)
+    expected = fused(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fused(batch), expected, rtol=0, atol=0)
+        maps = fused.attention_maps(expected.features)
+    torch.testing.assert_close(maps, fused.attention_maps(expected.features), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.05)]
+)
+@torch.no_grad()
+def test_one_form_serves_batches_of_any_size(dtype, tolerance):
+    """Packed weights do not depend on the images that came first; 32 pixels leave 1x1 maps."""
+    model = trained(num_class=7, num_head=4)
+    fused = FusedDAN(model, dtype)
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 224, 224), (1, 32, 32), (9, 64, 33), (3, 101, 160), (0, 96, 96)):
+        batch = torch.randn(shape[0], 3, *shape[1:], dtype=torch.float64, generator=generator)
+        output = fused(batch)
+        assert len(output.logits) == len(batch)
+        if len(batch):
+            assert max(relative_errors(output, model(batch))) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_packed_and_plain_convolutions_agree(dtype, monkeypatch):
+    """What a PyTorch without oneDNN computes."""
+    model = trained(num_class=7, num_head=4)
+    packed = FusedDAN(model, dtype)
+    monkeypatch.setattr("networks.frozen.OPERATORS", ("_no_such_operator",))
+    plain = FusedDAN(model, dtype)
+    assert plain.hidden.weight.layout == torch.strided
+    batch = images(96)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    assert max(relative_errors(packed(batch), plain(batch))) < tolerance
 
 
 @torch.no_grad()
@@ -91,6 +133,12 @@ def test_layout_of_the_images_does_not_matter():
     plain, last = fused(batch), fused(batch.to(memory_format=torch.channels_last))
     assert plain.features.is_contiguous(memory_format=torch.channels_last)
     assert max(relative_errors(last, plain)) < 1e-12
+
+
+def test_gradients_are_refused():
+    """oneDNN's convolutions have none, and would leave them out in silence."""
+    output = FusedDAN(trained(num_class=7, num_head=2).float())(images(32).float().requires_grad_())
+    assert not any(value.requires_grad for value in output)
 
 
 def test_model_stays_as_it_is_and_nothing_is_left_to_train():
@@ -106,13 +154,14 @@ def test_model_stays_as_it_is_and_nothing_is_left_to_train():
     assert not shared
 
 
-def test_graph_compiles_whole():
-    """`fullgraph` fails on a graph break; the eager backend needs no compiler."""
-    model = trained(num_class=7, num_head=4).float()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_graph_compiles_whole(dtype):
+    """Plain and packed; `fullgraph` fails on a graph break; no compiler is needed here."""
+    model = trained(num_class=7, num_head=4).to(dtype)
     fused = FusedDAN(model)
-    batch = images(96).float()
+    batch = images(96).to(dtype)
     with torch.no_grad():
-        compiled = torch.compile(fused, fullgraph=True, backend="eager")
+        compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
         assert max(relative_errors(compiled(batch), model(batch))) < 1e-4
 
 
