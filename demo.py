@@ -28,7 +28,6 @@ from utils.views import Viewer, in_batches
 MODELS = Path("models")
 RELEASED = MODELS / "affecnet8_epoch5_acc0.6209.pth"
 RELEASED_URL = "https://drive.google.com/file/d/1uHNADViICyJEjJljv747nfvrGu12kjtu/view?usp=sharing"
-MANY_FILES = 32  # from here on, folding the network pays for the second that it takes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # ---- network ---------------------------------------------------------------------------------
     # PyTorch is imported there: it takes seconds, and a mistyped path should not cost them.
-    heavy = len(files) >= MANY_FILES or any(f.suffix.lower() in VIDEO_SUFFIXES for f in files)
-    classify, trained, batch_size = load(checkpoint, args.dataset, args.device, fuse=heavy)
+    classify, trained, batch_size = load(checkpoint, args.dataset, args.device)
     kind = f"{trained.dataset}, {trained.num_class} classes, {trained.num_head} heads"
     faces = "whole images" if detector is None else f"faces by {detector.name}"
     print(f"{checkpoint} ({kind}), {faces}")
@@ -144,7 +142,7 @@ def default_checkpoint() -> Path:
     return runs[-1]
 
 
-def load(path: Path, dataset: str | None, device: str, *, fuse: bool):
+def load(path: Path, dataset: str | None, device: str):
     """A checkpoint -> (uint8 faces (N, h, w, 3) -> probabilities (N, C)), its TrainedModel, and a
     batch size that suits the device."""
     import torch
@@ -163,9 +161,7 @@ def load(path: Path, dataset: str | None, device: str, *, fuse: bool):
         model = DAN(num_class=trained.num_class, num_head=trained.num_head)
     model.to_empty(device="cpu")
     trained.load_into(model)
-    model.to(device, memory_format=torch.channels_last).eval()
-    if fuse:
-        model = FusedDAN(model)
+    model = FusedDAN(model.to(device))
 
     @torch.inference_mode()
     def classify(faces: np.ndarray) -> np.ndarray:

@@ -161,11 +161,8 @@ def test_margin_widens_the_box(photo):
     assert wide == pytest.approx(1.4 * narrow, abs=1)
 
 
-def test_many_files_are_classified_in_batches_and_keep_their_order(
-    run, photo, workplace, monkeypatch
-):
-    """Several files to a batch of the folded network, with pictures without a face between."""
-    monkeypatch.setattr(demo, "MANY_FILES", 2)
+def test_many_files_are_classified_in_batches_and_keep_their_order(run, photo, workplace):
+    """Several files to a batch of the network, with pictures without a face between."""
     (workplace / "photos" / "deeper").mkdir(parents=True)
     for i in range(0, 10, 2):
         shutil.copy(photo, f"photos/{i}.jpg")
