@@ -89,43 +89,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(
+        usage="%(prog)s --image PATH [PATH ...] [flags]",
         description=__doc__,
         epilog="Exit code: 0, 1 where no file has a face, 2 where none could be read.",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("what to read")
+    group.add_argument(
         "--image", nargs="+", metavar="PATH", required=True, help="images, videos, folders of them"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--whole_image",
+        action="store_true",
+        help="take each picture as one face, as RAF-DB's and AffectNet's images are",
+    )
+    group.add_argument(
+        "--margin",
+        type=cli.weight,
+        default=0.1,
+        metavar="X",
+        help="what is added to each side of a face's box, as a fraction of its length",
+    )
+    group.add_argument(
+        "--every", type=cli.positive_int, default=1, metavar="N", help="look at each N-th frame"
+    )
+    group = parser.add_argument_group("network")
+    group.add_argument(
         "--checkpoint",
         metavar="FILE",
         help=f"a best.pth or a released file (default: {RELEASED}, else the newest best.pth below "
         f"{MODELS}/)",
     )
-    cli.add_dataset_flag(parser)
-    parser.add_argument("--top", type=cli.positive_int, default=1, help="classes that are printed")
-    parser.add_argument(
-        "--margin",
-        type=cli.weight,
-        default=0.1,
-        help="what is added to each side of a face's box, as a fraction of its length",
+    cli.add_dataset_flag(group)
+    cli.add_device_flag(group)
+    group = parser.add_argument_group("what to write")
+    group.add_argument(
+        "--top", type=cli.positive_int, default=1, metavar="N", help="classes that are printed"
     )
-    parser.add_argument(
-        "--whole_image",
-        action="store_true",
-        help="take each picture as one face, as RAF-DB's and AffectNet's images are",
-    )
-    parser.add_argument(
-        "--every", type=cli.positive_int, default=1, metavar="N", help="look at each N-th frame"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--output", metavar="DIR", help="write annotated copies there (videos without sound)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--json",
         metavar="FILE",
         help="write a JSON object a face, its box x, y, width, height in pixels of the file",
     )
-    cli.add_device_flag(parser)
     return parser.parse_args(argv)
 
 

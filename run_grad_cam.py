@@ -102,35 +102,40 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument(
+    parser = cli.Parser(usage="%(prog)s --checkpoint FILE [flags]", description=__doc__)
+    group = parser.add_argument_group("network")
+    group.add_argument(
         "--checkpoint", metavar="FILE", required=True, help="a best.pth, or a released file"
     )
-    parser.add_argument(
+    cli.add_dataset_flag(group)
+    cli.add_device_flag(group)
+    group = parser.add_argument_group("images")
+    group.add_argument(
         "--images",
         nargs="+",
         metavar="PATH",
         help="face images or folders of them (default: the test images of the data set that the "
         "checkpoint was trained on)",
     )
-    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="kind of map")
-    parser.add_argument(
-        "--target",
-        default="predicted",
-        metavar="{predicted,label,CLASS}",
-        help="class that the maps explain, by name or for each image",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--limit",
         type=cli.positive_int,
         metavar="N",
         help=f"at most N images, evenly spread (default: {DEFAULT_LIMIT} of the data set, "
         "all of --images)",
     )
-    parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="images a pass")
-    parser.add_argument("--output", metavar="DIR", default="cam_result", help="where pictures go")
-    cli.add_dataset_flag(parser)
-    cli.add_device_flag(parser)
+    group = parser.add_argument_group("maps")
+    group.add_argument("--method", choices=METHODS, default=METHODS[0], help="kind of map")
+    group.add_argument(
+        "--target",
+        default="predicted",
+        metavar="CLASS",
+        help="class that the maps explain: predicted, label (each image's own), or a name",
+    )
+    group.add_argument(
+        "--batch_size", type=cli.positive_int, default=32, metavar="N", help="images a pass"
+    )
+    group.add_argument("--output", metavar="DIR", default="cam_result", help="where pictures go")
     return parser.parse_args(argv)
 
 

@@ -145,3 +145,12 @@ def test_best_stays_when_last_is_written_anew(tmp_path):
     assert checkpoint.load(best) == {"iter": 1} and checkpoint.load(last) == {"iter": 2}
     checkpoint.link(last, best)
     assert checkpoint.load(best) == {"iter": 2}
+
+
+def test_linking_twice_leaves_nothing_behind(tmp_path):
+    """Renaming one name of a file onto another of the same file does nothing at all."""
+    last, best = tmp_path / "last.pth", tmp_path / "best.pth"
+    checkpoint.save(last, {"iter": 1})
+    for _ in range(2):
+        checkpoint.link(last, best)
+    assert sorted(os.listdir(tmp_path)) == ["best.pth", "last.pth"]

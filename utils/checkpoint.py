@@ -68,6 +68,8 @@ def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` in one step; a copy where links are unknown."""
     temporary = target.with_name(f".{target.name}.tmp")
     with writing(target):
+        if target.exists() and target.samefile(source):
+            return  # renaming a file onto itself would leave the other name
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
