@@ -15,6 +15,7 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
 from utils.cli import Parser
 from utils.diagram import RADIUS, SMALL, Diagram
 from utils.errors import UserError, exit_on_user_error
+from utils.outputs import check_file, writing
 from utils.plots import BLUE, GREEN, ORANGE, PALETTE, PINK
 from utils.toy.drawing import ToyFace, draw_face
 
@@ -178,10 +179,11 @@ def main() -> None:
     parser.add_argument("output", metavar="FILE", help="picture to write: .png, .svg, .pdf")
     args = parser.parse_args()
     with exit_on_user_error():
-        try:
+        check_file(args.output)
+        if not args.output.lower().endswith((".png", ".svg", ".pdf")):
+            raise UserError(f"{args.output}: no picture's name; let it end in .png, .svg or .pdf")
+        with writing(args.output):
             draw_overview().savefig(args.output, dpi=PIXELS / WIDTH)
-        except (OSError, ValueError) as error:  # no such folder, or no such image format
-            raise UserError(f"{args.output}: cannot be written ({error})") from None
         print(f"{args.output}: the architecture")
 
 

@@ -14,21 +14,20 @@ from utils.run import Run
 def explained(run: Run) -> Iterator[None]:
     """Turn exhausted memory, dead workers and lost processes into a `UserError`."""
     args = run.args
+    size, smaller = f"--batch_size {args.batch_size}", max(2, args.batch_size // 2)
+    if args.image_size is not None:  # an evaluation's is the checkpoint's
+        size += f" at {args.image_size} pixels"
     try:
         yield
     except torch.OutOfMemoryError:
         raise UserError(
-            f"out of GPU memory with --batch_size {args.batch_size} at {args.image_size} pixels "
-            f"in {run.precision}; try --batch_size {max(2, args.batch_size // 2)}"
+            f"out of GPU memory with {size} in {run.precision}; try --batch_size {smaller}"
             f"{'' if run.precision == 'bf16' else ', --precision bf16'} or more GPUs (torchrun)"
         ) from None
     except RuntimeError as error:
         text = str(error)
         if "can't allocate memory" in text:
-            raise UserError(
-                f"out of memory with --batch_size {args.batch_size} at {args.image_size} pixels; "
-                f"try --batch_size {max(2, args.batch_size // 2)}"
-            ) from None
+            raise UserError(f"out of memory with {size}; try --batch_size {smaller}") from None
         if text.startswith("DataLoader worker"):
             raise UserError(
                 f"a process that decodes images died ({_death(text)}); last.pth holds the epoch "

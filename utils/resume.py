@@ -45,9 +45,9 @@ def find(args: argparse.Namespace, folder: Path) -> Path | None:
     held = [name for name in RESULTS[:3] if (folder / name).exists()]
     if not held or args.overwrite or (path is not None and last.exists() and path.samefile(last)):
         return path
-    go_on = "go on with it by --resume" if last.exists() else "which has no last.pth to go on from"
+    go_on = "go on with it by --resume, " if last.exists() else ""
     raise UserError(
-        f"{folder}: holds a run already ({', '.join(held)}); {go_on}, "
+        f"{folder}: holds a run already ({', '.join(held)}); {go_on}"
         "start anew with --overwrite, or give another --output_dir"
     )
 
