@@ -4,6 +4,7 @@ A process alone is a world of one, in which all of this costs nothing.
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ class World:
     def leave(self) -> None:
         """The end, where all went well."""
         if self.size > 1:
+            # PyTorch 2.6's gloo lets go of its last tensors in a thread that needs the interpreter,
+            # and hangs where that is busy with ending it.
+            time.sleep(0.5)
             dist.destroy_process_group()
 
 
