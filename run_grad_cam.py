@@ -95,8 +95,9 @@ def main(argv: list[str] | None = None) -> None:
                 overview.add(drawn)
                 bar.update()
     pages = overview.finish()
+    read = "" if overview.count == len(pictures) else f" of {len(pictures)}"
     print(
-        f"{overview.count} of {len(pictures)} images, {trained.num_head} heads, {args.method}; "
+        f"{overview.count}{read} images, {trained.num_head} heads, {args.method}; "
         f"in {output}/: *_head*_cam.jpg, *_sheet.jpg and {', '.join(page.name for page in pages)}"
     )
 

@@ -44,6 +44,8 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, kind):
         (b"", "empty"),
         (bytes(range(256)) * 20, "not a checkpoint"),
         (b"PK\x03\x04 but no more", "not a checkpoint"),
+        (b"# DAN\n", "a text or a picture"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "a text or a picture"),
     ],
 )
 def test_files_that_are_no_checkpoint(tmp_path, content, message):

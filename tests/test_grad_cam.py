@@ -62,7 +62,7 @@ def test_default_images_are_spread_over_the_test_images(best, tmp_path, capsys):
     names = ("test_0001_aligned", "test_0011_aligned", "test_0020_aligned")
     assert names_of(tmp_path) == files_of(*names)
     out, err = capsys.readouterr()
-    assert "3 of 3 images, 2 heads, gradcam++" in out and err == ""
+    assert "3 images, 2 heads, gradcam++" in out and err == ""
 
 
 def test_batches_do_not_change_the_maps(best, tmp_path):

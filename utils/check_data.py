@@ -124,7 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("path", metavar="PATH", help="folder of the data set")
     parser.add_argument(
-        "--workers", type=positive_int, default=os.cpu_count(), help="processes that decode"
+        "--workers",
+        type=positive_int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="processes that decode",
     )
     args = parser.parse_args(argv)
     return 0 if check(args.path, workers=args.workers) else 1
