@@ -149,8 +149,8 @@ def add_dataset_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) -> argparse.Namespace:
-    """Parse a recipe's flags; --toy and --evaluate preset some, --resume all those of the run, and
-    given ones still win. `given` are their names, `command` what was called."""
+    """Parse a recipe's flags; --toy and --evaluate preset some, and given ones still win. `given`
+    are their names, `command` what was called; what --resume presets is `resume.take_flags`'s."""
     args = parser.parse_args(argv)
     if args.evaluate != (args.checkpoint is not None):
         parser.error("--evaluate and --checkpoint FILE go together")
