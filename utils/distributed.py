@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from utils.device import resolve_device
 from utils.errors import UserError
+from utils.progress import progress
 
 T = TypeVar("T")
 
@@ -35,8 +36,8 @@ class World:
         return self.rank == 0
 
     def progress(self, iterable: Iterable | None = None, **kwargs) -> tqdm:
-        """A progress bar of the main process, where it writes to a terminal."""
-        return tqdm(iterable, leave=False, disable=None if self.is_main else True, **kwargs)
+        """How far an iterable has come, shown by the main process."""
+        return progress(iterable, shown=self.is_main, **kwargs)
 
     def share(self, count: int) -> slice:
         """Which of `count` images are this process's; shares differ by one image at most."""

@@ -70,11 +70,11 @@ class Viewer:
         return View(path, faces, cut_outs, image if self.keep_images else None, **frame)
 
     def _video(self, path: Path) -> Iterator[View]:
-        from tqdm import tqdm  # which photos do without
+        from utils.progress import progress  # which photos do without
 
         video = VideoReader(path)
         none = np.empty((0, self.size, self.size, 3), dtype=np.uint8)
-        bar = tqdm(total=video.num_frames, desc=path.name, unit="frame", leave=False, disable=None)
+        bar = progress(total=video.num_frames, desc=path.name, unit="frame")
         try:
             for index, seconds, image in video.frames(1 if self.keep_images else self.every):
                 bar.update(index + 1 - bar.n)

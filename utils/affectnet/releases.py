@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.labels import AFFECTNET
+from utils.progress import progress
 from utils.text_files import encoding_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def _read_npy(folder: Path) -> pd.DataFrame:
             if not part.is_dir():
                 raise UserError(f"{part}: missing from the npy release; unpack it there")
         codes = {n.removesuffix(_EXP): None for n in _names(annotations) if n.endswith(_EXP)}
-        for stem in tqdm(codes, f"{phase} annotations", unit="image", leave=False, disable=None):
+        for stem in progress(codes, desc=f"{phase} annotations", unit="img"):
             codes[stem] = _read_code(f"{annotations}/{stem}{_EXP}")
         files = {os.path.splitext(name)[0]: name for name in _names(images) if name[0] != "."}
         stems = sorted(files.keys() | codes.keys(), key=lambda stem: (len(stem), stem))
