@@ -19,7 +19,6 @@ from utils.readers import read_affectnet
 from utils.run import build, report, start
 from utils.sampling import balanced
 from utils.toy_faces import write_affectnet
-from utils.trained import read_trained
 from utils.training import Training
 
 # What --toy presets; a flag that is given wins.
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     world = distributed.join(args.device)
 
     # ---- data ------------------------------------------------------------------------------------
-    trained = read_trained(args.checkpoint, dataset=args.dataset) if args.evaluate else None
+    trained = evaluation.read_checkpoint(args) if args.evaluate else None
     if args.toy:
         with world.main_first():
             write_affectnet(args.aff_path)

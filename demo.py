@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ---- flags and files -------------------------------------------------------------------------
     args = parse(argv)
     files = list_files(args.image, suffixes=IMAGE_SUFFIXES + VIDEO_SUFFIXES, output=args.output)
-    checkpoint = Path(args.checkpoint) if args.checkpoint else default_checkpoint()
-    if not os.path.isfile(checkpoint):
-        raise UserError(f"{checkpoint}: no such checkpoint; check the path")
+    checkpoint = cli.checkpoint_file(args.checkpoint or default_checkpoint())
     outputs = output_paths(files, check_folder(args.output)) if args.output else None
     if args.json:
         check_file(args.json)

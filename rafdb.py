@@ -16,7 +16,6 @@ from utils.readers import read_rafdb
 from utils.run import build, report, start
 from utils.sampling import shuffled
 from utils.toy_faces import write_rafdb
-from utils.trained import read_trained
 from utils.training import Training
 
 # What --toy presets; a flag that is given wins.
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     world = distributed.join(args.device)
 
     # ---- data ------------------------------------------------------------------------------------
-    trained = read_trained(args.checkpoint, dataset=args.dataset) if args.evaluate else None
+    trained = evaluation.read_checkpoint(args) if args.evaluate else None
     if args.toy:
         with world.main_first():
             write_rafdb(args.raf_path)

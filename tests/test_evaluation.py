@@ -12,9 +12,12 @@ from PIL import Image
 import affectnet
 import rafdb
 from networks.dan import DAN
+from utils import checkpoint
+from utils.errors import UserError
 from utils.images import read_rgb
 from utils.labels import RAFDB
 from utils.readers import read_rafdb
+from utils.toy_faces import write_rafdb
 from utils.transforms import preprocess
 
 HOST = ["--workers", "0", "--device", "cpu"]
@@ -92,4 +95,39 @@ def test_affectnet_checkpoint_of_seven_classes(toy_raf, released, tmp_path):
             Image.new("RGB", (32, 32)).save(tmp_path / split / str(code) / "0.png")
     flags = ["--aff_path", str(tmp_path), "--evaluate", *HOST]
     path = released("affecnet7_epoch6_acc0.6569.pth", 7)
-    affectnet.main([*flags, "--checkpoint", str(path), "--num_class", "7"])
+    affectnet.main([*flags, "--checkpoint", str(path)])
+
+
+def test_data_are_those_of_the_training(toy_raf, small_run, tmp_path, capsys):
+    """Unless other ones are named."""
+    path = shutil.copy(small_run / "best.pth", tmp_path)
+    rafdb.main(["--evaluate", "--checkpoint", str(path), *HOST])
+    assert "21 images of RAF-DB" in capsys.readouterr().out
+    other = tmp_path / "other"
+    write_rafdb(other, train=7, test=14)
+    evaluate(other, path)
+    assert "14 images of RAF-DB" in capsys.readouterr().out
+
+
+def test_toy_faces_of_the_training_are_drawn_again(small_run, tmp_path, monkeypatch, capsys):
+    content = checkpoint.load(small_run / "best.pth")
+    content["config"] |= {"toy": True, "raf_path": "faces"}
+    checkpoint.save(tmp_path / "best.pth", content)
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    monkeypatch.setattr(
+        rafdb, "write_rafdb", lambda root: drawn.append(write_rafdb(root, train=7, test=7))
+    )
+    rafdb.main(["--evaluate", "--checkpoint", "best.pth", *HOST])
+    assert len(drawn) == 1 and "7 images of toy RAF-DB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--toy"], ["--aff_path", "faces"]])
+def test_a_network_of_another_recipe_is_refused_before_anything_is_drawn(
+    flags, small_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = str(small_run / "best.pth")
+    with pytest.raises(UserError, match=f"python rafdb.py --evaluate --checkpoint {path}"):
+        affectnet.main([*flags, "--evaluate", "--checkpoint", path, *HOST])
+    assert not list(tmp_path.iterdir())

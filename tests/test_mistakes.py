@@ -108,8 +108,8 @@ RAFDB_EVALUATE = {
     "x.pth": "x.pth: no such checkpoint",
     "weights/a_folder.pth": "weights/a_folder.pth",
     "weights/page.pth": "web page",
-    "weights/affecnet7.pth": "AffectNet with 7 classes ... RAF-DB with 7 (",
-    "weights/affecnet8_epoch5_acc0.6209.pth": "AffectNet with 8 classes ... RAF-DB with 7 (",
+    "weights/affecnet7.pth": "AffectNet by affectnet.py; evaluate it with",
+    "weights/affecnet8_epoch5_acc0.6209.pth": "--checkpoint weights/affecnet8_epoch5_acc0.6209.pth",
     "weights/seven.pth": "unknown order ... give it with --dataset",
     "weights/seven.pth --dataset FER": "--dataset: invalid choice",
     "weights/rafdb.pth --dataset AffectNet": "by its name trained on RAF-DB, but AffectNet",
@@ -135,14 +135,15 @@ AFFECTNET = {
     "--aff_path own_other_classes": "own_other_classes: ... c",
     "--aff_path own_one_class": "at least 2 are needed",
     "--aff_path own_no_val": "own_no_val: has no val/",
-    "--aff_path own --num_class 8": "has 3 class folders, but --num_class is 8",
+    "--aff_path own --num_class 8": "has 3 class folders of its own, but 8 classes",
     "--toy": "aff: exists and is not a toy data set",
     "--toy --aff_path aff_raw": "aff_raw/toy.json: damaged",
     "--pretrained nothing.pth": "nothing.pth: no such weights",
 }
 
 AFFECTNET_EVALUATE = {
-    "weights/affecnet7.pth": "AffectNet with 7 classes ... AffectNet with 8 (",
+    "weights/affecnet7.pth --aff_path own": "own: has 3 class folders of its own, but 7 classes",
+    "weights/rafdb.pth --toy --aff_path new": "RAF-DB by rafdb.py; evaluate it with",
     "weights/affecnet7.pth --num_class 8": "AffectNet with 7 classes ... AffectNet with 8 (",
     "weights/best.pth --aff_path own": "RAF-DB with 7 classes",
     "weights/random.pth": "weights/random.pth: not a checkpoint",
@@ -191,7 +192,7 @@ DEMO = {
     "--image photo.jpg --json forbidden/o.jsonl": Row("forbidden/o.jsonl", unless_root=True),
     # checkpoints
     "--image photo.jpg --checkpoint nothing.pth": "nothing.pth: no such checkpoint",
-    "--image photo.jpg --checkpoint weights": "weights: no such checkpoint",
+    "--image photo.jpg --checkpoint weights": "weights: is a folder; give a file",
     "--image photo.jpg --output out --json o --checkpoint weights/page.pth": "web page",
     "--image photo.jpg --output out --checkpoint weights/empty.pth": "weights/empty.pth: not a",
     "--image photo.jpg --checkpoint weights/random.pth": "weights/random.pth: not a checkpoint",

@@ -255,7 +255,7 @@ def test_any_class_folders(folders):
     data = read_affectnet(root)
     assert data.name == root.name and data.class_names == ("glad", "mad", "sad")
     np.testing.assert_array_equal(data.train.counts(3), [3, 1, 2])
-    with pytest.raises(UserError, match="3 class folders, but --num_class is 7"):
+    with pytest.raises(UserError, match="3 class folders of its own, but 7 classes"):
         read_affectnet(root, num_class=7)
 
 

@@ -276,3 +276,9 @@ def test_no_content_leads_to_anything_but_a_network_or_one_line(
 @pytest.fixture(scope="module")
 def seven_classes():
     return DAN(num_class=7, num_head=1)
+
+
+def test_a_run_that_was_interrupted_early_has_no_best_yet(tmp_path):
+    (tmp_path / "last.pth").touch()
+    with pytest.raises(UserError, match=r"first epoch; use \S+last.pth, or .* by --resume"):
+        read_trained(tmp_path / "best.pth")

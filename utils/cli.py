@@ -1,10 +1,14 @@
 """The flags: what both recipes share, and how every script reads its own."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
+
+from utils.errors import UserError
 
 MSCELEB = "models/resnet18_msceleb.pth"
 # What decides on a run's numbers: the same from its first epoch to its last.
@@ -165,6 +169,26 @@ def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) ->
     args.given = frozenset(name for name, value in vars(asked).items() if value is not unset)
     args.command = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
     return args
+
+
+def checkpoint_file(path: str | os.PathLike) -> Path:
+    """What --checkpoint names, found to be there before PyTorch is.
+
+    Raises:
+        UserError: it is not, or is a folder.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; give a file, such as the best.pth of a run")
+    if os.path.isfile(path):
+        return path
+    last = path.with_name("last.pth")
+    if path.name == "best.pth" and os.path.isfile(last):
+        raise UserError(
+            f"{path}: not there yet, its run was interrupted in the first epoch; use {last}, "
+            f"or go on with the run by --resume {last}"
+        )
+    raise UserError(f"{path}: no such checkpoint; check the path")
 
 
 def positive_int(text: str) -> int:

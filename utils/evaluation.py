@@ -19,7 +19,20 @@ from utils.outputs import make_folder, writing
 from utils.readers import FaceData
 from utils.run import Run, start
 from utils.run_folder import note_bad_images
-from utils.trained import TrainedModel
+from utils.trained import TrainedModel, read_trained
+from utils.trained_on import take_flags
+
+
+def read_checkpoint(args: argparse.Namespace) -> TrainedModel:
+    """The network that --evaluate is about; the flags that say on which data, where they were not
+    given, become those of its training.
+
+    Raises:
+        UserError: it is no DAN, or one of another recipe.
+    """
+    trained = read_trained(args.checkpoint, dataset=args.dataset)
+    take_flags(args, trained)
+    return trained
 
 
 def evaluate_trained(

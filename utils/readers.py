@@ -158,8 +158,8 @@ def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> 
         scan = scan_class_folders(root)
         if num_class not in (None, scan.data.num_class):
             raise UserError(
-                f"{root}: has {scan.data.num_class} class folders, but --num_class is {num_class}; "
-                "leave it out"
+                f"{root}: has {scan.data.num_class} class folders of its own, but {num_class} "
+                "classes were asked for; leave --num_class out, or give another --aff_path"
             )
         return scan
     num_class = len(labels.AFFECTNET) if num_class is None else num_class

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from utils import labels
 from utils.checkpoint import load
+from utils.cli import checkpoint_file
 from utils.errors import UserError
 
 # Class order of the released files, which say nothing of it themselves; by data set and count.
@@ -74,10 +75,10 @@ def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> Trai
             neither inside nor by their name. The class order follows from it.
 
     Raises:
-        UserError: not a DAN, weights that are not finite numbers, an unknown class order, or
-            entries of other types than ours.
+        UserError: no such file, not a DAN, weights that are not finite numbers, an unknown class
+            order, or entries of other types than ours.
     """
-    path = Path(path)
+    path = checkpoint_file(path)
     content = load(path)
     state = _read_weights(path, content)
     num_class = state["fc.weight"].shape[0]
@@ -173,7 +174,8 @@ def _read_config(path: Path, content: Mapping) -> dict[str, Any]:
     well_formed = {
         "image_size": type(size) is int and size in IMAGE_SIZES,
         "toy": isinstance(config.get("toy", False), bool),
-        **{key: isinstance(config.get(key, ""), str) for key in ("raf_path", "aff_path")},
+        "num_class": config.get("num_class") in (None, 7, 8),
+        **{key: isinstance(config[key], str) for key in config if key.endswith("_path")},
     }
     for key, is_well_formed in well_formed.items():
         if not is_well_formed:

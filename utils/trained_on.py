@@ -1,0 +1,88 @@
+"""The data set that a network was trained on, found again by what its checkpoint says."""
+
+import argparse
+import shlex
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from utils.errors import UserError
+from utils.readers import FaceData, read_affectnet, read_rafdb
+from utils.trained import TrainedModel
+
+
+class Recipe(NamedTuple):
+    """A training script, and how its data are read."""
+
+    script: str
+    read: Callable[[str, int], FaceData]  # (where they lie, number of classes) -> the data set
+
+
+# By the flag that says where a recipe's data lie, which a run's configuration keeps.
+RECIPES = {
+    "raf_path": Recipe("rafdb.py", lambda path, num_class: read_rafdb(path)),
+    "aff_path": Recipe(
+        "affectnet.py", lambda path, num_class: read_affectnet(path, num_class=num_class)
+    ),
+}
+# Where the data of the released files lies, which carry no configuration to say so.
+RELEASED_DATA = {
+    "RAF-DB": {"raf_path": "datasets/raf-basic"},
+    "AffectNet": {"aff_path": "datasets/AffectNet"},
+}
+
+
+def data_root(trained: TrainedModel) -> str | None:
+    """Where its data set lies, as far as the checkpoint says."""
+    flag = _flag(trained)
+    return None if flag is None else _config(trained)[flag]
+
+
+def read_data(trained: TrainedModel) -> FaceData | None:
+    """Its data set; None where the checkpoint does not say which.
+
+    Raises:
+        UserError: it is not there or not whole, or has other classes now.
+    """
+    flag = _flag(trained)
+    if flag is None:
+        return None
+    data = RECIPES[flag].read(_config(trained)[flag], trained.num_class)
+    if data.class_names != trained.class_names:
+        raise UserError(
+            f"{trained.path}: trained on {', '.join(trained.class_names)}, but {data.val.root} "
+            f"now has {', '.join(data.class_names)}; name --images"
+        )
+    return data
+
+
+def take_flags(args: argparse.Namespace, trained: TrainedModel) -> None:
+    """Set a recipe's flags that say which data to use, where they were not given, to those of the
+    training.
+
+    Raises:
+        UserError: the network was trained by another recipe.
+    """
+    flag, config = _flag(trained), _config(trained)
+    if flag is None:
+        return
+    if not hasattr(args, flag):
+        script, path = RECIPES[flag].script, shlex.quote(str(trained.path))
+        raise UserError(
+            f"{trained.path}: trained on {trained.dataset} by {script}; evaluate it with "
+            f"python {script} --evaluate --checkpoint {path}"
+        )
+    if hasattr(args, "num_class") and "num_class" not in args.given:
+        args.num_class = config.get("num_class")
+    if not args.given & {flag, "toy"}:
+        setattr(args, flag, config[flag])
+        args.toy = trained.toy
+
+
+def _flag(trained: TrainedModel) -> str | None:
+    return next((flag for flag in RECIPES if flag in _config(trained)), None)
+
+
+def _config(trained: TrainedModel) -> dict[str, Any]:
+    if trained.config:
+        return trained.config
+    return {**RELEASED_DATA.get(trained.dataset, {}), "num_class": trained.num_class}
