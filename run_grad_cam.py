@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +20,15 @@ from utils.device import resolve_device
 from utils.errors import UserError, exit_on_user_error
 from utils.head_maps import ATTENTION, METHODS, PER_CHANNEL, head_maps, normalise
 from utils.images import read_rgb
-from utils.map_sheets import Explained, Overview, write_pictures
+from utils.map_sheets import Explained, Overview, earlier_pictures, write_pictures
 from utils.outputs import check_folder, make_folder
 from utils.pictures import Picture, find_labels, is_below, list_files, spread, unique_names
-from utils.readers import FaceData, read_affectnet, read_rafdb
+from utils.progress import progress
 from utils.trained import TrainedModel, read_trained
+from utils.trained_on import data_root, read_data
 from utils.transforms import preprocess
 
 DEFAULT_LIMIT = 16  # of the data set's images, where none are named
-# Where the data of the released files lies, which carry no configuration to say so.
-RELEASED_DATA = {
-    "RAF-DB": {"raf_path": "datasets/raf-basic"},
-    "AffectNet": {"aff_path": "datasets/AffectNet"},
-}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,9 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     # ---- maps ------------------------------------------------------------------------------------
     # One picture at a time where each is thousands of passes, so that the progress is seen.
     batch_size = 1 if args.method in PER_CHANNEL else args.batch_size
-    overview = Overview(output)
-    bar = tqdm(total=len(pictures), desc=args.method, unit="img", leave=False, disable=None)
-    with bar:
+    overview, written = Overview(output), set()
+    with progress(total=len(pictures), desc=args.method, unit="img") as bar:
         batches = read_batches(pictures, batch_size, bar)
         first = next(batches, None)
         if first is None:
@@ -91,15 +85,22 @@ def main(argv: list[str] | None = None) -> None:
                     label=None if picture.label is None else trained.class_names[picture.label],
                     explains=args.method if args.method == ATTENTION else f"{args.method}, {name}",
                 )
-                write_pictures(drawn, output)
+                written.update(write_pictures(drawn, output))
                 overview.add(drawn)
                 bar.update()
     pages = overview.finish()
+    earlier = earlier_pictures(output, written.union(pages))
     read = "" if overview.count == len(pictures) else f" of {len(pictures)}"
     print(
         f"{overview.count}{read} images, {trained.num_head} heads, {args.method}; "
         f"in {output}/: *_head*_cam.jpg, *_sheet.jpg and {', '.join(page.name for page in pages)}"
     )
+    if earlier:
+        print(
+            f"note: {output}/ also holds {len(earlier)} pictures of earlier runs, such as "
+            f"{earlier[0].name}; --output keeps runs apart",
+            file=sys.stderr,
+        )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -163,37 +164,6 @@ def choose_pictures(
         data = read_data(trained) if inside else None
         labels = find_labels(files, (data.train, data.val) if data else ())
     return [Picture(*fields) for fields in zip(files, unique_names(files), labels, strict=True)]
-
-
-def data_config(trained: TrainedModel) -> dict[str, Any]:
-    return trained.config or RELEASED_DATA.get(trained.dataset, {})
-
-
-def data_root(trained: TrainedModel) -> str | None:
-    """Where the data set lies that the checkpoint was trained on, as far as it says."""
-    config = data_config(trained)
-    return config.get("raf_path", config.get("aff_path"))
-
-
-def read_data(trained: TrainedModel) -> FaceData | None:
-    """The data set that the checkpoint was trained on, by the flag that named it; None if none.
-
-    Raises:
-        UserError: it is not there or not whole, or has other classes.
-    """
-    config = data_config(trained)
-    if "raf_path" in config:
-        data = read_rafdb(config["raf_path"])
-    elif "aff_path" in config:
-        data = read_affectnet(config["aff_path"], num_class=trained.num_class)
-    else:
-        return None
-    if data.class_names != trained.class_names:
-        raise UserError(
-            f"{trained.path}: trained on {', '.join(trained.class_names)}, but {data.val.root} "
-            f"now has {', '.join(data.class_names)}; name --images"
-        )
-    return data
 
 
 def asked_class(picture: Picture, trained: TrainedModel, target: str) -> int | None:

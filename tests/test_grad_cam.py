@@ -193,3 +193,14 @@ def test_sheet_has_all_heads_and_the_overview_has_pages(tmp_path):
     assert pages == ["overview.jpg", "overview_2.jpg", "overview_3.jpg"]
     assert names_of(tmp_path) >= set(pages)
     assert overview.count == 33
+
+
+def test_pictures_of_earlier_runs_are_counted(best, tmp_path, capsys):
+    argv = ["--checkpoint", str(best), "--output", str(tmp_path), "--method", "attention"]
+    run_grad_cam.main([*argv, "--limit", "3"])
+    run_grad_cam.main([*argv, "--limit", "3"])
+    assert capsys.readouterr().err == ""
+    (tmp_path / "mine.jpg").touch()
+    run_grad_cam.main([*argv, "--limit", "2"])
+    # Of the three pictures the middle one is left: a map a head, and its sheet.
+    assert f"also holds {NUM_HEAD + 1} pictures of earlier runs" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Draws heat maps: over the picture, as a sheet for each picture, and as an overview of many."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,6 +97,12 @@ def draw_sheet(explained: Explained) -> Image.Image:
         sheet.paste(panel, (x, y + caption))
     _draw_scale(sheet, (MARGIN, sheet.height - foot))
     return sheet
+
+
+def earlier_pictures(folder: Path, written: Collection[Path]) -> list[Path]:
+    """Pictures of a folder that another run has left, by what they are called."""
+    patterns = ("*_head*_cam.jpg", "*_sheet.jpg", "overview*.jpg")
+    return [path for pattern in patterns for path in folder.glob(pattern) if path not in written]
 
 
 class Overview:
