@@ -46,7 +46,7 @@ def check(capsys, root: Path, *flags: str) -> tuple[int, list[str], str]:
 def test_a_good_set_is_one_line(capsys, raf, workers):
     code, lines, summary = check(capsys, raf, "--workers", workers)
     assert (code, lines) == (0, [])
-    assert summary == f"{raf}: RAF-DB, 7 classes: 70 images, 0 bad files, 0 bad labels"
+    assert summary == f"{raf}: RAF-DB, 7 classes, 70 images, 0 bad files, 0 bad labels"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -67,7 +67,7 @@ def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
     (faces / "train_00008_aligned.jpg").unlink()
     (faces / "train_00008_aligned.jpg").mkdir()
     code, lines, summary = check(capsys, raf, "--workers", workers)
-    assert code == 1 and summary.endswith(": 68 images, 7 bad files, 3 bad labels")
+    assert code == 1 and summary.endswith(", 68 images, 7 bad files, 3 bad labels")
     named = [line.partition(": ")[0] for line in lines]
     assert named == [
         *(f"EmoLabel/list_patition_label.txt:{number}" for number in (71, 72, 73)),
@@ -92,13 +92,13 @@ def test_class_folders(capsys, tmp_path):
         "val/c/folder.jpg",
         "train/a/0.png",
     ]
-    assert summary == f"{root}: mine, 3 classes: 10 images, 2 bad files, 1 bad labels"
+    assert summary == f"{root}: 3 classes, 10 images, 2 bad files, 1 bad labels"
 
 
 @pytest.mark.parametrize(("classes", "count"), [("01234567", 8), ("0123456", 7)])
 def test_affectnet_with_and_without_contempt(capsys, tmp_path, classes, count):
     code, lines, summary = check(capsys, write_folders(tmp_path, classes), "--workers", "1")
-    assert (code, lines) == (0, []) and f"AffectNet, {count} classes: {4 * count} " in summary
+    assert (code, lines) == (0, []) and f"AffectNet, {count} classes, {4 * count} " in summary
 
 
 def test_affectnet_that_lacks_a_class(capsys, tmp_path):

@@ -17,8 +17,6 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,6 +24,7 @@ from utils.cli import Parser, positive_int
 from utils.errors import UserError, exit_on_user_error, one_line
 from utils.face_data import Scan, Split
 from utils.images import read_rgb
+from utils.progress import progress
 from utils.readers import RAW_AFFECTNET, scan_affectnet, scan_rafdb
 
 FILES_PER_TASK = 64
@@ -49,14 +48,16 @@ def check(root: str | os.PathLike, *, workers: int = 1) -> bool:
     labels = sum(problem.of_label for problem in problems)
     files = len(problems) - labels
     total = len(data.train) + len(data.val)
-    with tqdm(total=total, desc="decode", unit="img", leave=False, disable=None) as bar:
+    with progress(total=total, desc="decode", unit="img") as bar:
         for decoded, bad in decode(tasks((data.train, data.val)), workers):
             for line in bad:
                 bar.write(line, file=sys.stdout)
             files += len(bad)
             bar.update(decoded)
+    # A data set in class folders is called as its folder is.
+    name = "" if data.name == Path(root).resolve().name else f"{data.name}, "
     counts = f"{files:,} bad files, {labels:,} bad labels"
-    print(one_line(f"{root}: {data.name}, {data.num_class} classes: {total:,} images, {counts}"))
+    print(one_line(f"{root}: {name}{data.num_class} classes, {total:,} images, {counts}"))
     return files + labels == 0
 
 

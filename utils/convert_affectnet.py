@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from tqdm import tqdm
 
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +26,7 @@ from utils.errors import UserError, exit_on_user_error
 from utils.images import IMAGE_SUFFIXES
 from utils.labels import AFFECTNET, AFFECTNET_COUNTS
 from utils.outputs import check_file, check_folder, writing
+from utils.progress import progress
 from utils.readers import UNFINISHED
 
 # Lies in the output folder and holds the margin of the crops there.
@@ -88,7 +88,7 @@ def convert(
         else:
             write_if_changed(output / _MARGIN, str(float(margin)).encode())
             reasons = crop_files(_crop_jobs(todo, output), margin, workers)
-        bar = tqdm(reasons, "images", total=len(todo), unit="image", disable=None)
+        bar = progress(reasons, desc="images", total=len(todo), unit="img")
         faces.loc[todo.index, "reason"] = pd.Series(list(bar), index=todo.index, dtype=object)
         write_lists(output, faces, source=release.list_path, aside=aside)
         (output / UNFINISHED).unlink()
@@ -205,11 +205,18 @@ def _summarize(release: str, output: Path, faces: pd.DataFrame) -> Conversion:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--aff_path", default="datasets/AffectNet", help="folder of the release")
-    parser.add_argument("--output", help="folder for train/ and val/ (default: --aff_path)")
-    parser.add_argument("--copy", action="store_true", help="copy images instead of linking them")
-    parser.add_argument("--margin", type=float, default=0.0, help="added around each face box")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cropping processes")
+    add = parser.add_argument
+    add("--aff_path", metavar="DIR", default="datasets/AffectNet", help="folder of the release")
+    add("--output", metavar="DIR", help="folder for train/ and val/ (default: that of --aff_path)")
+    add("--copy", action="store_true", help="copy ready images instead of linking them")
+    add(
+        "--margin",
+        metavar="X",
+        type=float,
+        default=0.0,
+        help="what is added to each side of a face's box, as a fraction of its length",
+    )
+    add("--workers", metavar="N", type=int, default=os.cpu_count(), help="processes that crop")
     convert(**vars(parser.parse_args(argv)))
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.distributed import ALONE, World
 from utils.errors import UserError
 from utils.images import read_rgb
+from utils.interruptions import SIGNALS
 from utils.readers import Split
 from utils.sampling import EpochBatches, Order, in_order
 
@@ -209,9 +210,9 @@ def _unchanged(batch):
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """A Ctrl-C reaches every process of the terminal; the run ends its step before it stops, and
     needs its workers for that. SIGTERM still ends them, which is how they are ended at exit."""
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):  # there is no SIGUSR1 on Windows
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:

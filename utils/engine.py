@@ -70,7 +70,7 @@ def fit(training: Training, data: FaceData, augment: Augmentation, *, order: Ord
     else:
         run_folder.prepare(training)
         run.say(f"this run has finished its {epochs} epochs; for more, give --epochs")
-    run_folder.finish(training)
+    run_folder.finish(training, data.val.path(0))
 
 
 def _train(
@@ -141,10 +141,8 @@ def train_one_epoch(
         loader.epoch(epoch, first), desc=f"epoch {epoch}", total=len(loader), initial=first
     )
     for step, (images, labels, places, count) in enumerate(bar, start=first):
-        if (
-            len(labels) < 2 and run.world.size == 1
-        ):  # BatchNorm needs two; the others are unreadable
-            progress.steps = step + 1
+        if len(labels) < 2 and run.world.size == 1:
+            progress.steps = step + 1  # BatchNorm needs two; the others are unreadable
             continue
         draws = augment.draw(count, size, generator(seed, epoch, step))
         inputs = augment.apply(images, size, draws.of(places))

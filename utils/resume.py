@@ -11,8 +11,9 @@ from utils.errors import UserError
 
 # Where a run goes on may be another machine and another folder.
 OF_THE_PLACE = ("device", "output_dir")
-RESULTS = ("last.pth", "best.pth", "metrics.csv", "curves.png", "confusion_matrix.png")
-RESULTS += ("bad_images.csv",)
+# What a run leaves that took its time, and what follows from it.
+LABOUR = ("last.pth", "best.pth", "metrics.csv")
+RESULTS = (*LABOUR, "curves.png", "confusion_matrix.png", "bad_images.csv")
 
 
 def take_flags(args: argparse.Namespace) -> None:
@@ -42,7 +43,7 @@ def find(args: argparse.Namespace, folder: Path) -> Path | None:
         path = _named(args.resume)
     elif args.resume and last.is_file():
         path = last
-    held = [name for name in RESULTS[:3] if (folder / name).exists()]
+    held = [name for name in LABOUR if (folder / name).exists()]
     if not held or args.overwrite or (path is not None and last.exists() and path.samefile(last)):
         return path
     go_on = "go on with it by --resume, " if last.exists() else ""

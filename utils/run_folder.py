@@ -154,8 +154,12 @@ def note_bad_images(run: Run, *loaders: FaceLoader) -> None:
         run.say(f"{len(paths)} images that cannot be read are left out; they are in {target}")
 
 
-def finish(training: Training) -> None:
-    """curves.png, confusion_matrix.png of the best epoch; the accuracy, and what to try next."""
+def finish(training: Training, face: Path) -> None:
+    """curves.png, confusion_matrix.png of the best epoch; the accuracy, and what to try next.
+
+    Args:
+        face: an image of the data set, to try the demo on.
+    """
     run, history = training.run, training.history
     best, last = best_row(history), history[-1]
     if run.world.is_main:
@@ -166,14 +170,14 @@ def finish(training: Training) -> None:
             run.output_dir / "confusion_matrix.png",
             title=f"{run.title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
         )
-    weights = run.output_dir / "best.pth"
+    weights, face = run.output_dir / "best.pth", shlex.quote(str(face))
     run.say(
         f"\n{run.title}: best accuracy {_percents(best)} at epoch {best['epoch']}, "
         f"last {_percents(last)}\n"
         f"files in {run.output_dir}/: best.pth last.pth metrics.csv curves.png "
         "confusion_matrix.png config.json\n"
         f"try next: python run_grad_cam.py --checkpoint {weights}\n"
-        f"          python demo.py --checkpoint {weights} --image PHOTO"
+        f"          python demo.py --checkpoint {weights} --whole_image --image {face}"
     )
 
 

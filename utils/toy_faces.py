@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,6 +30,7 @@ from utils.errors import UserError, exit_on_user_error
 from utils.images import IMAGE_SUFFIXES
 from utils.labels import AFFECTNET
 from utils.outputs import check_file, encode_picture, write_picture, writing
+from utils.progress import progress
 from utils.toy.drawing import ToyFace, draw_face
 from utils.toy.sets import SPLITS, ToySet
 
@@ -182,7 +182,7 @@ def _draw_into(folder: Path, toy: ToySet) -> None:
         indices = range(len(toy.labels[split]))
         tasks += [(split, indices[i : i + FACES_PER_TASK]) for i in indices[::FACES_PER_TASK]]
     draw = partial(_draw_faces, folder, toy)
-    with tqdm(total=toy.train + toy.test, desc="drawing toy faces", disable=None) as bar:
+    with progress(total=toy.train + toy.test, desc="drawing toy faces", unit="img") as bar:
         if len(tasks) < 10:  # sooner done than a pool is started
             for task in tasks:
                 bar.update(draw(task))
@@ -208,13 +208,14 @@ def _draw_faces(folder: Path, toy: ToySet, task: tuple[str, range]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--layout", choices=("rafdb", "affectnet"), default="rafdb")
-    parser.add_argument("--output", metavar="DIR", help="folder that becomes the data set")
-    counts = "{rafdb} for RAF-DB, {affectnet} for AffectNet".format
-    parser.add_argument("--train", type=int, help=f"training faces ({counts(**DEFAULT_TRAIN)})")
-    parser.add_argument("--test", type=int, help=f"test faces ({counts(**DEFAULT_TEST)})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheet", metavar="FILE", help="labelled picture of a few faces")
+    add = parser.add_argument
+    counts = "(default: {rafdb} in RAF-DB's layout, {affectnet} in AffectNet's)".format
+    add("--output", metavar="DIR", help="folder that becomes the data set")
+    add("--layout", choices=tuple(DEFAULT_TRAIN), default="rafdb", help="its format")
+    add("--train", metavar="N", type=int, help=f"training faces {counts(**DEFAULT_TRAIN)}")
+    add("--test", metavar="N", type=int, help=f"test faces {counts(**DEFAULT_TEST)}")
+    add("--seed", metavar="N", type=int, default=0, help="what the faces are drawn from")
+    add("--sheet", metavar="FILE", help="write a labelled picture of a few faces")
     args = parser.parse_args(argv)
     if not (args.output or args.sheet):
         parser.error("nothing to do: name an --output folder or a --sheet")

@@ -34,7 +34,7 @@ class VideoReader:
         self.path = path
         self.capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
         if not self.capture.isOpened():
-            raise UserError(f"{path}: not a video that OpenCV can read; replace or remove it")
+            raise UserError(f"{path}: not a video that OpenCV can read; leave it out")
         fps = self.capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 1 <= fps <= 240 else USUAL_FPS
         # By the file's own account, which may be wrong: good for a progress bar, nothing else.
@@ -55,7 +55,7 @@ class VideoReader:
                     yield index, seconds, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             index += 1
         if index == 0:
-            raise UserError(f"{self.path}: no frame of it can be decoded; replace or remove it")
+            raise UserError(f"{self.path}: no frame of it can be decoded; leave it out")
 
     def close(self) -> None:
         self.capture.release()
