@@ -19,7 +19,8 @@ import rafdb
 from networks.dan import DAN
 from tests import golden
 from utils import labels
-from utils.toy_faces import write_rafdb
+from utils.convert_affectnet import convert
+from utils.toy_faces import write_affectnet, write_rafdb
 
 # Drawn inputs are the same in every run, and a slow machine is no failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -42,6 +43,15 @@ def toy_raf(tmp_path_factory):
     """A few toy faces in RAF-DB's layout."""
     folder = tmp_path_factory.mktemp("data") / "raf"
     write_rafdb(folder, train=49, test=21)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_aff(tmp_path_factory):
+    """A few toy faces as AffectNet's npy release, converted to class folders."""
+    folder = tmp_path_factory.mktemp("data") / "aff"
+    write_affectnet(folder, train=48, val=24)
+    convert(folder)
     return folder
 
 

@@ -7,23 +7,12 @@ import pytest
 import affectnet
 from tests.conftest import SMALL
 from utils import checkpoint
-from utils.convert_affectnet import convert
 from utils.errors import UserError
 from utils.labels import AFFECTNET
 from utils.readers import read_affectnet
-from utils.toy_faces import write_affectnet
 from utils.trained import read_trained
 
 FLAGS = [*SMALL, "--epochs", "1"]
-
-
-@pytest.fixture(scope="module")
-def toy_aff(tmp_path_factory):
-    """A few toy faces as the npy release, converted to class folders."""
-    folder = tmp_path_factory.mktemp("data") / "aff"
-    write_affectnet(folder, train=80, val=24)
-    convert(folder)
-    return folder
 
 
 def test_toy_is_as_imbalanced_as_affectnet(toy_aff):

@@ -18,21 +18,11 @@ import rafdb
 import utils.data
 from tests.conftest import SMALL
 from utils import checkpoint
-from utils.convert_affectnet import convert
 from utils.errors import UserError, exit_on_user_error
 from utils.loss_watch import LossWatch
-from utils.toy_faces import write_affectnet
 
 REPOSITORY = Path(rafdb.__file__).parent
 TIMES = ("seconds", "images_per_second")
-
-
-@pytest.fixture(scope="module")
-def toy_aff(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "aff"
-    write_affectnet(folder, train=48, val=16)
-    convert(folder)
-    return folder
 
 
 @pytest.fixture(params=["rafdb", "rafdb streamed", "affectnet"])
