@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.dan import DANOutput, at_least_float32
+from networks.dan import FEATURE_DIM, DANOutput, at_least_float32
 
 # (N,), a number an image -> their mean over the whole batch, a scalar.
 BatchMean = Callable[[Tensor], Tensor]
@@ -30,28 +30,30 @@ class AffinityLoss(nn.Module):
     features and the unbiased variance over the classes j.
 
     Args:
-        num_class: centres, one a class (at least 2, one alone has no variance).
+        num_center: centres, one a class (at least 2, one alone has no variance).
         feat_dim: channels of the features.
         batch_mean: over the images of all processes that share a batch.
     """
 
-    def __init__(self, *, num_class: int, feat_dim: int = 512, batch_mean: BatchMean = torch.mean):
+    def __init__(
+        self, *, num_center: int, feat_dim: int = FEATURE_DIM, batch_mean: BatchMean = torch.mean
+    ):
         super().__init__()
-        if num_class < 2:
-            raise ValueError(f"the variance of the centres needs two of them, got {num_class=}")
-        self.num_class = num_class
+        if num_center < 2:
+            raise ValueError(f"the variance of the centres needs two of them, got {num_center=}")
+        self.num_center = num_center
         self.batch_mean = batch_mean
-        self.centers = nn.Parameter(torch.randn(num_class, feat_dim))
+        self.centers = nn.Parameter(torch.randn(num_center, feat_dim))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """features: (N, feat_dim, h, w), labels: (N,) int64 -> scalar."""
         with torch.autocast(features.device.type, enabled=False):
             pooled = at_least_float32(features).mean(dim=(2, 3))  # (N, feat_dim)
             centers = at_least_float32(self.centers)
-            # The released code clamps each distance of its (N, num_class) masked table, the
+            # The released code clamps each distance of its (N, num_center) masked table, the
             # zeros beside the label's own distance too: each adds its floor of 1e-12.
             distance = (pooled - centers[labels]).square().sum(dim=1).clamp(1e-12, 1e12)
-            floor = 1e-12 * (self.num_class - 1)
+            floor = 1e-12 * (self.num_center - 1)
             return (self.batch_mean(distance) + floor) / centers.var(dim=0).sum()
 
 
@@ -71,7 +73,10 @@ class PartitionLoss(nn.Module):
         num_head = heads.shape[1]
         if num_head == 1:
             return at_least_float32(heads.new_zeros(()))
-        variance = at_least_float32(heads).var(dim=1).mean(dim=1)  # (N,)
+        if len(heads):
+            variance = at_least_float32(heads).var(dim=1).mean(dim=1)  # (N,)
+        else:  # a process that has no image of a batch, where var would warn
+            variance = at_least_float32(heads.new_zeros(0))
         return torch.log1p(num_head / (self.batch_mean(variance) + EPSILON))
 
 
@@ -109,7 +114,7 @@ class DANLoss(nn.Module):
         if num_center < num_class:
             raise ValueError(f"each class needs a centre, got {num_center=} for {num_class=}")
         self.batch_mean = batch_mean
-        self.affinity = AffinityLoss(num_class=num_center, batch_mean=batch_mean)
+        self.affinity = AffinityLoss(num_center=num_center, batch_mean=batch_mean)
         self.partition = PartitionLoss(batch_mean=batch_mean)
         self.affinity_weight = affinity_weight
         self.partition_weight = partition_weight

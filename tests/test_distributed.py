@@ -1,6 +1,7 @@
 """Several processes against one: gradients, evaluation, whole runs, and what ends them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,19 @@ def test_a_whole_run_writes_once_and_goes_on_alone(toy_raf, tmp_path):
     rafdb.main([*flags, "--resume", "--epochs", "2"])
     history = checkpoint.load(folder / "last.pth")["metrics"]
     assert [row["epoch"] for row in history] == [1, 2]
+
+
+def test_bad_images_leave_one_process_too_few(toy_raf, tmp_path):
+    """BatchNorm trains on two images or more in each; all leave such a step out together."""
+    raf = shutil.copytree(toy_raf, tmp_path / "raf")
+    bad = sorted(raf.glob("Image/aligned/train_*"))[::3]
+    for path in bad:
+        path.write_bytes(b"no image")
+    flags = ["--raf_path", str(raf), "--batch_size", "4", "--epochs", "1", "--skip_bad_images"]
+    process = torchrun(toy_raf, tmp_path / "run", *flags)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert f"{len(bad)} images that cannot be read" in out and "Warning" not in err
 
 
 def test_a_process_that_dies_takes_the_run_down_with_a_message(toy_raf, tmp_path):

@@ -11,7 +11,7 @@ from networks.losses import EPSILON, AffinityLoss, DANLoss, PartitionLoss
 
 def test_affinity_equals_its_formula():
     torch.manual_seed(0)
-    loss = AffinityLoss(num_class=3, feat_dim=4).double()
+    loss = AffinityLoss(num_center=3, feat_dim=4).double()
     features = torch.randn(5, 4, 2, 3, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 1, 0])
     centers = loss.centers.tolist()
@@ -29,7 +29,7 @@ def test_affinity_equals_its_formula():
 
 def test_affinity_distance_is_clamped():
     """A feature on its centre costs the floor of every class's entry, as in the released code."""
-    loss = AffinityLoss(num_class=4, feat_dim=2).double()
+    loss = AffinityLoss(num_center=4, feat_dim=2).double()
     with torch.no_grad():
         loss.centers.copy_(torch.eye(4, 2))
     features = loss.centers.detach()[[1]].reshape(1, 2, 1, 1)

@@ -62,6 +62,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def fewest(self, count: int) -> int:
+        """The smallest of every process's number."""
+        if self.size == 1:
+            return count
+        smallest = torch.tensor(count)  # on the CPU: no process waits for its device
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return smallest.item()
+
     def gather(self, value: T) -> list[T]:
         """Every process's value, in the order of the ranks; plain types and CPU tensors."""
         if self.size == 1:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from utils import run_folder
 from utils.data import FaceLoader
 from utils.errors import Interrupted, UserError
+from utils.face_data import FaceData
 from utils.failures import explained
 from utils.interruptions import Interruptions
 from utils.loss_watch import LossWatch
 from utils.metrics import Metrics, classification_metrics
-from utils.readers import FaceData
 from utils.sampling import Order
 from utils.seed import generator
 from utils.training import LOSS_TERMS, Training
@@ -141,8 +141,8 @@ def train_one_epoch(
         loader.epoch(epoch, first), desc=f"epoch {epoch}", total=len(loader), initial=first
     )
     for step, (images, labels, places, count) in enumerate(bar, start=first):
-        if len(labels) < 2 and run.world.size == 1:
-            progress.steps = step + 1  # BatchNorm needs two; the others are unreadable
+        if run.args.skip_bad_images and run.world.fewest(len(labels)) < 2:
+            progress.steps = step + 1  # BatchNorm needs two in each process
             continue
         draws = augment.draw(count, size, generator(seed, epoch, step))
         inputs = augment.apply(images, size, draws.of(places))
@@ -171,7 +171,7 @@ def train_one_epoch(
     progress.row = {
         "epoch": epoch,
         "lr": training.optimizer.param_groups[0]["lr"],
-        **dict(zip(LOSS_TERMS, means, strict=False)),
+        **dict(zip(LOSS_TERMS, means[:-1], strict=True)),
         "train_accuracy": means[-1],
         "val_loss": math.nan,
         "val_accuracy": math.nan,
