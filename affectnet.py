@@ -16,7 +16,7 @@ from utils import cli, distributed, engine, evaluation, resume, transforms
 from utils.convert_affectnet import convert
 from utils.errors import exit_on_user_error
 from utils.readers import read_affectnet
-from utils.run import build, report, start
+from utils.run import build, report, set_up
 from utils.sampling import balanced
 from utils.toy_faces import write_affectnet
 from utils.training import Training
@@ -44,7 +44,7 @@ AUGMENT = transforms.Augmentation(
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    parser, data = cli.recipe_parser(
+    parser, group = cli.recipe_parser(
         __doc__,
         batch_size=256,
         lr=1e-4,
@@ -52,17 +52,20 @@ def main(argv: list[str] | None = None) -> None:
         run_name="affectnet-8",
         toy=TOY,
     )
-    data.add_argument(
-        "--aff_path", metavar="DIR", default="datasets/AffectNet", help="AffectNet's folder"
+    group.add_argument(
+        "--aff_path",
+        metavar="DIR",
+        default="datasets/AffectNet",
+        help="AffectNet's folder, or that of a data set with class folders of other names than 0-7",
     )
-    data.add_argument(
+    group.add_argument(
         "--num_class",
         type=int,
         choices=(7, 8),
         help="7 leaves out contempt (default: 8, or the class folders of another data set)",
     )
     args = cli.parse(parser, argv, toy=TOY)
-    resume.take_flags(args)
+    resume.take_run_flags(args)
     world = distributed.join(args.device)
 
     # ---- data ------------------------------------------------------------------------------------
@@ -75,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     if trained is not None:
         evaluation.evaluate_trained(args, trained, data, world, DAN, FusedDAN)
         return
-    run = start(args, data, world)
+    run = set_up(args, data, world)
     run.say(data.summary(compare=not args.toy))
 
     # ---- network, losses and recipe --------------------------------------------------------------

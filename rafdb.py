@@ -13,7 +13,7 @@ from networks.losses import DANLoss
 from utils import cli, distributed, engine, evaluation, resume, transforms
 from utils.errors import exit_on_user_error
 from utils.readers import read_rafdb
-from utils.run import build, report, start
+from utils.run import build, report, set_up
 from utils.sampling import shuffled
 from utils.toy_faces import write_rafdb
 from utils.training import Training
@@ -41,14 +41,14 @@ AUGMENT = transforms.Augmentation(
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    parser, data = cli.recipe_parser(
+    parser, group = cli.recipe_parser(
         __doc__, batch_size=256, lr=0.1, epochs=40, run_name="rafdb", toy=TOY
     )
-    data.add_argument(
+    group.add_argument(
         "--raf_path", metavar="DIR", default="datasets/raf-basic", help="RAF-DB's folder"
     )
     args = cli.parse(parser, argv, toy=TOY)
-    resume.take_flags(args)
+    resume.take_run_flags(args)
     world = distributed.join(args.device)
 
     # ---- data ------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     if trained is not None:
         evaluation.evaluate_trained(args, trained, data, world, DAN, FusedDAN)
         return
-    run = start(args, data, world)
+    run = set_up(args, data, world)
     run.say(data.summary(compare=not args.toy))
 
     # ---- network, losses and recipe --------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A run that is interrupted and goes on ends as one that was not; nothing saved is lost."""
 
+import argparse
 import csv
 import os
 import shlex
@@ -17,7 +18,7 @@ import affectnet
 import rafdb
 import utils.data
 from tests.conftest import SMALL
-from utils import checkpoint
+from utils import checkpoint, resume
 from utils.errors import UserError, exit_on_user_error
 from utils.loss_watch import LossWatch
 
@@ -271,3 +272,14 @@ def test_a_second_ctrl_c_ends_at_once(toy_raf, tmp_path):
     assert "Ctrl-C again stops at once" in line
     assert process.returncode in (130, -signal.SIGINT)
     assert checkpoint.load(tmp_path / "run" / "last.pth")["iter"] >= 1
+
+
+def test_flags_that_a_recipe_adds_are_its_own(small_run, toy_raf):
+    """Whatever is not known to leave a run's numbers alone decides on them."""
+    path = small_run / "last.pth"
+    content = checkpoint.load(path)
+    args = argparse.Namespace(fold=4, given={"fold"})
+    content["config"]["fold"] = 3
+    checkpoint.save(small_run.with_name("fold.pth"), content)
+    with pytest.raises(UserError, match=r"--fold 4 \(it has 3\)"):
+        resume.read(small_run.with_name("fold.pth"), args, content["data_fingerprint"])

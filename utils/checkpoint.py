@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import torch
 
+from utils.cli import checkpoint_file
 from utils.errors import UserError
 from utils.outputs import writing
 
@@ -85,11 +86,7 @@ def load(path: str | os.PathLike) -> dict[Any, Any]:
     Raises:
         UserError: there is no such file, or it is no checkpoint, or a damaged one.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give a file, such as the best.pth of a run")
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; check the path")
+    path = checkpoint_file(path)
     refused = f"{path}: not a checkpoint that can be read"
     try:
         if hint := _other_kind(path):

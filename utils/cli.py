@@ -11,11 +11,7 @@ from typing import Any, NoReturn
 from utils.errors import UserError
 
 MSCELEB = "models/resnet18_msceleb.pth"
-# What decides on a run's numbers: the same from its first epoch to its last.
-RECIPE_FLAGS = (
-    *("batch_size", "lr", "num_head", "image_size", "pretrained", "seed", "precision"),
-    *("num_center", "affinity_weight", "partition_weight", "toy", "num_class"),
-)
+IMAGE_SIZES = range(32, 4097)  # from 32 on a position is left where ResNet-18 has halved it 5 times
 NOT_OF_THE_TRAINING = (
     *("evaluate", "checkpoint", "dataset", "tsne"),
     *("resume", "overwrite", "given", "command"),
@@ -50,18 +46,20 @@ def recipe_parser(
 
     Args:
         run_name: of the run's folder below models/, for --help.
-        toy: flags that --toy presets.
+        toy: flags that --toy presets; none for a recipe without toy faces.
 
     Returns:
         The parser, and its group for the flags that say where the script's data lie.
     """
-    presets = " ".join(f"--{name} {value}" for name, value in toy.items())
-    parser = Parser(description=description, epilog=f"--toy presets, where not given:\n  {presets}")
-
+    parser = Parser(description=description)
+    parser.set_defaults(toy=False)
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
-    )
+    if toy:
+        presets = " ".join(f"--{name} {value}" for name, value in toy.items())
+        parser.epilog = f"--toy presets, where not given:\n  {presets}"
+        data.add_argument(
+            "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
+        )
     data.add_argument(
         "--skip_bad_images",
         action="store_true",
@@ -100,7 +98,7 @@ def recipe_parser(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto is bf16 where the hardware does it natively, else fp32",
+        help="auto is bf16 where the hardware does it natively, else fp32; --evaluate presets fp32",
     )
     group.add_argument(
         "--workers", type=natural_int, default=4, metavar="N", help="decoding processes, each GPU's"
@@ -123,8 +121,8 @@ def recipe_parser(
         nargs="?",
         const=True,
         metavar="FILE",
-        help="go on from last.pth of the run's folder, or from FILE; from the start where there is "
-        "none yet; flags that are not given are those of the run",
+        help="go on with FILE, the last.pth of a run, whose flags hold where none are given; or "
+        "with that of --output_dir's folder, from the start where there is none yet",
     )
     group.add_argument(
         "--overwrite", action="store_true", help="start anew in a folder that holds a run"
@@ -154,7 +152,7 @@ def add_dataset_flag(parser: argparse._ActionsContainer) -> None:
 
 def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) -> argparse.Namespace:
     """Parse a recipe's flags; --toy and --evaluate preset some, and given ones still win. `given`
-    are their names, `command` what was called; what --resume presets is `resume.take_flags`'s."""
+    are their names, `command` what was called; --resume's are set by `resume.take_run_flags`."""
     args = parser.parse_args(argv)
     if args.evaluate != (args.checkpoint is not None):
         parser.error("--evaluate and --checkpoint FILE go together")
@@ -172,7 +170,7 @@ def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) ->
 
 
 def checkpoint_file(path: str | os.PathLike) -> Path:
-    """What --checkpoint names, found to be there before PyTorch is.
+    """A file that a flag names, found to be there before PyTorch is imported.
 
     Raises:
         UserError: it is not, or is a folder.
@@ -204,8 +202,7 @@ def seed(text: str) -> int:
 
 
 def image_size(text: str) -> int:
-    """At least one position is left where ResNet-18 has halved it five times."""
-    return _number(text, int, 32, 4096)
+    return _number(text, int, IMAGE_SIZES[0], IMAGE_SIZES[-1])
 
 
 def positive_float(text: str) -> float:

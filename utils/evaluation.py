@@ -13,14 +13,14 @@ from utils.data import FaceLoader
 from utils.distributed import World
 from utils.engine import Evaluation, evaluate
 from utils.errors import UserError
+from utils.face_data import FaceData
 from utils.failures import explained
 from utils.metrics import per_class_table
 from utils.outputs import make_folder, writing
-from utils.readers import FaceData
-from utils.run import Run, start
+from utils.run import Run, set_up
 from utils.run_folder import note_bad_images
 from utils.trained import TrainedModel, read_trained
-from utils.trained_on import take_flags
+from utils.trained_on import take_data_flags
 
 
 def read_checkpoint(args: argparse.Namespace) -> TrainedModel:
@@ -31,7 +31,7 @@ def read_checkpoint(args: argparse.Namespace) -> TrainedModel:
         UserError: it is no DAN, or one of another recipe.
     """
     trained = read_trained(args.checkpoint, dataset=args.dataset)
-    take_flags(args, trained)
+    take_data_flags(args, trained)
     return trained
 
 
@@ -53,7 +53,7 @@ def evaluate_trained(
     """
     _check_fit(trained, data, args)
     beside = trained.path.with_name(f"{trained.path.stem}-evaluation")
-    run = start(args, data, world, output_dir=beside)
+    run = set_up(args, data, world, output_dir=beside)
     loader = FaceLoader(
         data.val,
         batch_size=args.batch_size,

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from utils import checkpoint
-from utils.cli import RECIPE_FLAGS
 from utils.errors import UserError
 
 # Where a run goes on may be another machine and another folder.
 OF_THE_PLACE = ("device", "output_dir")
-# What a run leaves that took its time, and what follows from it.
-LABOUR = ("last.pth", "best.pth", "metrics.csv")
-RESULTS = (*LABOUR, "curves.png", "confusion_matrix.png", "bad_images.csv")
+# Flags that may be given anew, as they do not decide on a run's numbers; all others may not.
+# `..._path` may change too: the data that lie there are compared themselves.
+FREE = ("epochs", "workers", "skip_bad_images", "compile", "deterministic")
+# By these a folder is known to hold a run.
+RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
+RESULTS = (*RUN_FILES, "curves.png", "confusion_matrix.png", "bad_images.csv")
 
 
-def take_flags(args: argparse.Namespace) -> None:
+def take_run_flags(args: argparse.Namespace) -> None:
     """Set the flags that were not given to those of the run that --resume names, so that its data
     are found. Where it names none, the data's own folder is looked up later, by `find`.
 
@@ -43,7 +45,7 @@ def find(args: argparse.Namespace, folder: Path) -> Path | None:
         path = _named(args.resume)
     elif args.resume and last.is_file():
         path = last
-    held = [name for name in LABOUR if (folder / name).exists()]
+    held = [name for name in RUN_FILES if (folder / name).exists()]
     if not held or args.overwrite or (path is not None and last.exists() and path.samefile(last)):
         return path
     go_on = "go on with it by --resume, " if last.exists() else ""
@@ -82,6 +84,10 @@ def clear_temporary(folder: Path) -> None:
         path.unlink()
 
 
+def _is_free(name: str) -> bool:
+    return name in FREE or name.endswith("_path")
+
+
 def _named(resume: str) -> Path:
     path = Path(resume)
     path = path / "last.pth" if path.is_dir() else path
@@ -106,7 +112,7 @@ def _adopt(args: argparse.Namespace, path: Path, content: Mapping[str, Any]) -> 
             if not isinstance(own, int | float | str | None):
                 raise UserError(f"{path}: its configuration is damaged ({name} is {own!r})")
             setattr(args, name, own)
-        elif (asked != own and name in RECIPE_FLAGS) or (name == "epochs" and asked < own):
+        elif asked != own and not _is_free(name) or (name == "epochs" and asked < own):
             differing.append(f"--{name} {asked} (it has {own})")
     if differing:
         raise UserError(

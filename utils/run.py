@@ -15,8 +15,8 @@ from utils.cli import MSCELEB, NOT_OF_THE_TRAINING
 from utils.device import device_name, resolve_device, resolve_precision
 from utils.distributed import ALONE, World
 from utils.errors import UserError
+from utils.face_data import FaceData
 from utils.outputs import check_folder
-from utils.readers import FaceData
 from utils.seed import seed_everything
 
 MSCELEB_URL = "https://drive.google.com/file/d/1u2NtY-5DVlTunfN4yxfxys5n8uh7sc3n/view?usp=sharing"
@@ -58,7 +58,7 @@ class Run:
             print(text, flush=True)
 
 
-def start(
+def set_up(
     args: argparse.Namespace, data: FaceData, world: World, output_dir: Path | None = None
 ) -> Run:
     """Resolve folder, device and precision, find what --resume goes on from, seed everything.
@@ -91,16 +91,16 @@ def start(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return Run(
-        args,
-        data.name,
-        data.class_names,
-        device,
-        autocast,
-        folder,
-        world,
-        fingerprint,
-        path,
-        content,
+        args=args,
+        dataset=data.name,
+        class_names=data.class_names,
+        device=device,
+        autocast=autocast,
+        output_dir=folder,
+        world=world,
+        data_fingerprint=fingerprint,
+        resumed_from=path,
+        resumed=content,
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils import labels
 from utils.checkpoint import load
-from utils.cli import checkpoint_file
+from utils.cli import IMAGE_SIZES
 from utils.errors import UserError
 
 # Class order of the released files, which say nothing of it themselves; by data set and count.
@@ -27,7 +27,6 @@ RELEASED_CLASSES = {
 }
 RELEASED_NAMES = {"rafdb": "RAF-DB", "affecnet": "AffectNet", "affectnet": "AffectNet"}
 RELEASED_IMAGE_SIZE = 224
-IMAGE_SIZES = range(32, 4097)  # what --image_size takes
 
 _PREFIXES = re.compile(r"(module\.|_orig_mod\.)+")  # of data-parallel and of compiled networks
 _HEAD = re.compile(r"cat_head(\d{1,4})\.", re.ASCII)
@@ -78,7 +77,7 @@ def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> Trai
         UserError: no such file, not a DAN, weights that are not finite numbers, an unknown class
             order, or entries of other types than ours.
     """
-    path = checkpoint_file(path)
+    path = Path(path)
     content = load(path)
     state = _read_weights(path, content)
     num_class = state["fc.weight"].shape[0]
@@ -87,7 +86,7 @@ def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> Trai
     else:
         own_dataset = _released_dataset(path, num_class, dataset)
         class_names = RELEASED_CLASSES[own_dataset, num_class]
-    config = _read_config(path, content)
+    config = _read_config(path, content, num_class)
     epoch = content.get("iter")
     return TrainedModel(
         path=path,
@@ -165,7 +164,7 @@ def _read_classes(
     return dataset, tuple(names)
 
 
-def _read_config(path: Path, content: Mapping) -> dict[str, Any]:
+def _read_config(path: Path, content: Mapping, num_class: int) -> dict[str, Any]:
     """The run's flags; those that anything here looks at have their types."""
     config = content.get("config", {})
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
@@ -174,7 +173,7 @@ def _read_config(path: Path, content: Mapping) -> dict[str, Any]:
     well_formed = {
         "image_size": type(size) is int and size in IMAGE_SIZES,
         "toy": isinstance(config.get("toy", False), bool),
-        "num_class": config.get("num_class") in (None, 7, 8),
+        "num_class": config.get("num_class") in (None, num_class),
         **{key: isinstance(config[key], str) for key in config if key.endswith("_path")},
     }
     for key, is_well_formed in well_formed.items():

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.readers import FaceData, read_affectnet, read_rafdb
+from utils.face_data import FaceData
+from utils.readers import read_affectnet, read_rafdb
 from utils.trained import TrainedModel
 
 
@@ -55,7 +56,7 @@ def read_data(trained: TrainedModel) -> FaceData | None:
     return data
 
 
-def take_flags(args: argparse.Namespace, trained: TrainedModel) -> None:
+def take_data_flags(args: argparse.Namespace, trained: TrainedModel) -> None:
     """Set a recipe's flags that say which data to use, where they were not given, to those of the
     training.
 
