@@ -146,7 +146,7 @@ class DAN(nn.Module):
                 backbone[key] = own
             elif not isinstance(value, Tensor):
                 problems.append(f"{source} is missing")
-            elif not _is_plain(value):
+            elif not _is_floats(value):
                 problems.append(f"{source} is not plain floats")
             elif value.shape != own.shape:
                 problems.append(f"{source} is {tuple(value.shape)}, not {tuple(own.shape)}")
@@ -161,7 +161,7 @@ class DAN(nn.Module):
         self.features.load_state_dict(backbone)
 
 
-def _is_plain(value: Tensor) -> bool:
+def _is_floats(value: Tensor) -> bool:
     """Whether a tensor from a file is floats in memory, and not of a sparse or other odd kind."""
     if value.layout is not torch.strided or value.is_nested or value.is_meta:
         return False

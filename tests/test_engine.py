@@ -23,7 +23,7 @@ from utils.training import LOSS_TERMS, Training
 from utils.transforms import Augmentation, preprocess
 
 CPU = torch.device("cpu")
-AUGMENT = Augmentation(flip=0.5, geometric=0.5, rotation=20, crop_padding=32 / 224)
+AUGMENT = Augmentation(flip=0.5, geometric=0.5, rotation=20, crop_padding=32 / 224, erasing=0.5)
 
 
 def make_run(folder, device=CPU, autocast=None, **flags) -> Run:

@@ -73,13 +73,13 @@ class Augmentation:
         erasing_ratio: range of its height divided by its width.
     """
 
-    flip: float = 0.5
+    flip: float = 0.0
     geometric: float = 0.0
     rotation: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     translate: float = 0.0
     crop_padding: float = 0.0
-    erasing: float = 0.5
+    erasing: float = 0.0
     erasing_scale: tuple[float, float] = (0.02, 0.25)
     erasing_ratio: tuple[float, float] = (0.3, 3.3)
 
