@@ -18,10 +18,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from networks.dan import DAN
+from utils.face_data import Split
 from utils.head_maps import METHODS, PER_CHANNEL, head_maps, normalise
 from utils.images import read_rgb
 from utils.map_sheets import resize_map
-from utils.readers import Split, read_rafdb
+from utils.readers import read_rafdb
 from utils.toy_faces import redraw_face
 from utils.trained import read_trained
 from utils.transforms import preprocess

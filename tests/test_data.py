@@ -11,7 +11,7 @@ import utils.data
 from utils.data import FaceLoader
 from utils.distributed import World
 from utils.errors import UserError
-from utils.readers import Split
+from utils.face_data import Split
 from utils.sampling import balanced, in_order, shuffled
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
+from utils.face_data import Split
 from utils.pictures import find_labels, is_below, list_files, spread, unique_names
-from utils.readers import Split
 
 
 def touch(*paths: Path) -> None:

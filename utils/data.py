@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.distributed import ALONE, World
 from utils.errors import UserError
+from utils.face_data import Split
 from utils.images import read_rgb
 from utils.interruptions import SIGNALS
-from utils.readers import Split
 from utils.sampling import EpochBatches, Order, in_order
 
 # The share of the memory at hand that decoded images may take; RAF-DB's 460 MB fit nearly always.
@@ -26,7 +26,7 @@ CACHE_IMAGES = 50_000
 
 
 class FaceDataset(Dataset):
-    """Images of a split, decoded and of one size: (uint8 (3, h, w), label)."""
+    """Images of a split, decoded and of one size: uint8 (3, h, w)."""
 
     def __init__(self, split: Split, size: tuple[int, int]):
         self.split = split
@@ -35,13 +35,13 @@ class FaceDataset(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Tensor:
         image = read_rgb(self.split.path(index))
         if image.shape[:2] != self.size:
             # As torchvision's Resize does with a Pillow image: bilinear, antialiased.
             resized = Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR)
             image = np.asarray(resized)
-        return torch.tensor(image).permute(2, 0, 1), int(self.split.labels[index])
+        return torch.tensor(image).permute(2, 0, 1)
 
     def __getitems__(self, indices: list[int]) -> "Decoded":
         """A batch, without the images that cannot be read. Their errors come back as values:
@@ -49,7 +49,7 @@ class FaceDataset(Dataset):
         images, places, errors = [], [], {}
         for place, index in enumerate(indices):
             try:
-                image, _ = self[index]
+                image = self[index]
             except UserError as error:
                 errors[index] = str(error)
             else:
@@ -125,7 +125,7 @@ class FaceLoader:
         num_bytes = len(split) * 3 * height * width
         workers = min(workers, max(1, (os.cpu_count() or 1) // world.local_size))
         self._images = self._stream = None
-        self._labels = torch.from_numpy(split.labels)
+        self._labels = torch.tensor(split.labels, dtype=torch.int64)
         room = CACHE_SHARE * _available_memory() / world.local_size
         if len(split) <= CACHE_IMAGES and num_bytes <= room:
             self._images, self._readable = self._decode_all(workers)

@@ -20,7 +20,7 @@ class Split:
 
     root: Path
     names: np.ndarray  # (N,) bytes, file names relative to root
-    labels: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, from 0 on
 
     def __len__(self) -> int:
         return len(self.labels)

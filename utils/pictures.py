@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
+from utils.face_data import Split
 from utils.images import IMAGE_SUFFIXES
-from utils.readers import Split
 
 
 @dataclass(frozen=True)

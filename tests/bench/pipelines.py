@@ -21,8 +21,9 @@ from tests.bench.measuring import Stopwatch
 from tests.bench.yardstick import ImageFiles, YardstickTraining
 from utils import engine
 from utils.data import FaceLoader
+from utils.face_data import Split
 from utils.labels import RAFDB
-from utils.readers import Split, read_rafdb
+from utils.readers import read_rafdb
 from utils.run import Run
 from utils.sampling import Order, in_order
 from utils.seed import generator
