@@ -11,7 +11,7 @@ from networks.dan import DAN
 from networks.losses import DANLoss, DANLosses
 from tests import golden
 from tests.conftest import SMALL, training_args
-from utils import checkpoint, engine
+from utils import checkpoint, engine, run_folder
 from utils.data import FaceLoader
 from utils.device import resolve_precision
 from utils.errors import UserError
@@ -181,3 +181,14 @@ def test_cuda_epoch_agrees_with_the_cpu(toy_raf, tmp_path):
         rows.append(engine.train_one_epoch(make_training(run), loader, AUGMENT))
     for term in LOSS_TERMS[:3]:
         assert rows[1][term] == pytest.approx(rows[0][term], rel=0.02)
+
+
+def test_columns_of_an_epoch_stay_apart():
+    """AffectNet's fifth learning rate is the longest."""
+    row = {"epoch": 5, "lr": 1e-4 * 0.6**4, "seconds": 1.0, "images_per_second": 80.0}
+    row |= dict.fromkeys((*LOSS_TERMS, "train_accuracy", "val_accuracy"), 0.5)
+    row["val_balanced_accuracy"] = 1.0
+    line = run_folder.format_row(row, 40, is_best=True)
+    assert line.startswith("epoch  5/40  lr 1.3e-05  loss 0.500 (ce 0.500, affinity 0.500, ")
+    row["lr"] = 5e-4 * 0.6**3
+    assert "lr 0.000108 loss" in run_folder.format_row(row, 40, is_best=True)

@@ -185,7 +185,7 @@ def format_row(row: dict[str, float], epochs: int, *, is_best: bool) -> str:
     """An epoch in one line, aligned under the last one's."""
     width = len(str(epochs))
     return (
-        f"epoch {row['epoch']:{width}d}/{epochs}  lr {row['lr']:<8.3g}loss {row['loss']:.3f} "
+        f"epoch {row['epoch']:{width}d}/{epochs}  lr {row['lr']:<9.3g}loss {row['loss']:.3f} "
         f"(ce {row['cross_entropy']:.3f}, affinity {row['affinity']:.3f}, "
         f"partition {row['partition']:.3f})  train {100 * row['train_accuracy']:5.2f} %  "
         f"val {100 * row['val_accuracy']:5.2f} %  "
