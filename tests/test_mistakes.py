@@ -108,7 +108,7 @@ RAFDB_EVALUATE = {
     "x.pth": "x.pth: no such checkpoint",
     "weights/a_folder.pth": "weights/a_folder.pth",
     "weights/page.pth": "web page",
-    "weights/affecnet7.pth": "AffectNet by affectnet.py; evaluate it with",
+    "weights/affecnet7.pth": "trained by affectnet.py; evaluate it with",
     "weights/affecnet8_epoch5_acc0.6209.pth": "--checkpoint weights/affecnet8_epoch5_acc0.6209.pth",
     "weights/seven.pth": "unknown order ... give it with --dataset",
     "weights/seven.pth --dataset FER": "--dataset: invalid choice",
@@ -143,7 +143,7 @@ AFFECTNET = {
 
 AFFECTNET_EVALUATE = {
     "weights/affecnet7.pth --aff_path own": "own: has 3 class folders of its own, but 7 classes",
-    "weights/rafdb.pth --toy --aff_path new": "RAF-DB by rafdb.py; evaluate it with",
+    "weights/rafdb.pth --toy --aff_path new": "trained by rafdb.py; evaluate it with",
     "weights/affecnet7.pth --num_class 8": "AffectNet with 7 classes ... AffectNet with 8 (",
     "weights/best.pth --aff_path own": "RAF-DB with 7 classes",
     "weights/random.pth": "weights/random.pth: not a checkpoint",

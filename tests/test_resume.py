@@ -278,8 +278,19 @@ def test_flags_that_a_recipe_adds_are_its_own(small_run, toy_raf):
     """Whatever is not known to leave a run's numbers alone decides on them."""
     path = small_run / "last.pth"
     content = checkpoint.load(path)
-    args = argparse.Namespace(fold=4, given={"fold"})
+    args = argparse.Namespace(raf_path=str(toy_raf), fold=4, given={"fold"})
     content["config"]["fold"] = 3
     checkpoint.save(small_run.with_name("fold.pth"), content)
     with pytest.raises(UserError, match=r"--fold 4 \(it has 3\)"):
         resume.read(small_run.with_name("fold.pth"), args, content["data_fingerprint"])
+
+
+def test_a_run_of_another_recipe_is_refused_before_anything_is_drawn(
+    small_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = str(small_run / "last.pth")
+    for flags in (["--resume", path], ["--resume", "--output_dir", str(small_run)]):
+        with pytest.raises(UserError, match=f"by rafdb.py; .* python rafdb.py --resume {path}"):
+            affectnet.main([*flags, "--epochs", "5"])
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from typing import Any
 
 from utils import checkpoint
 from utils.errors import UserError
+from utils.trained_on import check_recipe
 
 # Where a run goes on may be another machine and another folder.
 OF_THE_PLACE = ("device", "output_dir")
@@ -103,6 +104,7 @@ def _adopt(args: argparse.Namespace, path: Path, content: Mapping[str, Any]) -> 
             f"{path}: holds no configuration of a run, so none can go on from it; "
             "give a last.pth, or start anew"
         )
+    check_recipe(args, config, path, "go on with it by python {} --resume")
     differing = []
     for name, own in config.items():
         if name in OF_THE_PLACE or not hasattr(args, name):

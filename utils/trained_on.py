@@ -2,7 +2,8 @@
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
@@ -34,7 +35,7 @@ RELEASED_DATA = {
 
 def data_root(trained: TrainedModel) -> str | None:
     """Where its data set lies, as far as the checkpoint says."""
-    flag = _flag(trained)
+    flag = _flag(_config(trained))
     return None if flag is None else _config(trained)[flag]
 
 
@@ -44,7 +45,7 @@ def read_data(trained: TrainedModel) -> FaceData | None:
     Raises:
         UserError: it is not there or not whole, or has other classes now.
     """
-    flag = _flag(trained)
+    flag = _flag(_config(trained))
     if flag is None:
         return None
     data = RECIPES[flag].read(_config(trained)[flag], trained.num_class)
@@ -63,15 +64,10 @@ def take_data_flags(args: argparse.Namespace, trained: TrainedModel) -> None:
     Raises:
         UserError: the network was trained by another recipe.
     """
-    flag, config = _flag(trained), _config(trained)
+    flag, config = _flag(_config(trained)), _config(trained)
     if flag is None:
         return
-    if not hasattr(args, flag):
-        script, path = RECIPES[flag].script, shlex.quote(str(trained.path))
-        raise UserError(
-            f"{trained.path}: trained on {trained.dataset} by {script}; evaluate it with "
-            f"python {script} --evaluate --checkpoint {path}"
-        )
+    check_recipe(args, config, trained.path, "evaluate it with python {} --evaluate --checkpoint")
     if hasattr(args, "num_class") and "num_class" not in args.given:
         args.num_class = config.get("num_class")
     if not args.given & {flag, "toy"}:
@@ -79,8 +75,27 @@ def take_data_flags(args: argparse.Namespace, trained: TrainedModel) -> None:
         args.toy = trained.toy
 
 
-def _flag(trained: TrainedModel) -> str | None:
-    return next((flag for flag in RECIPES if flag in _config(trained)), None)
+def check_recipe(
+    args: argparse.Namespace, config: Mapping[str, Any], path: Path, advice: str
+) -> None:
+    """Whether a run's configuration is of the recipe whose flags these are.
+
+    Args:
+        path: its checkpoint.
+        advice: a command of that script to end the message with, `{}` for the script.
+
+    Raises:
+        UserError: it is of another one.
+    """
+    flag = _flag(config)
+    if flag is not None and not hasattr(args, flag):
+        script = RECIPES[flag].script
+        command = f"{advice.format(script)} {shlex.quote(str(path))}"
+        raise UserError(f"{path}: trained by {script}; {command}")
+
+
+def _flag(config: Mapping[str, Any]) -> str | None:
+    return next((flag for flag in RECIPES if flag in config), None)
 
 
 def _config(trained: TrainedModel) -> dict[str, Any]:
