@@ -301,7 +301,9 @@ def test_a_video_is_annotated_and_its_frames_are_reported(run, photo, suffix):
     assert [record["frame"] for record in found] == [0, 1, 2, 3, 4]
     assert [record["time"] for record in found] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert f"clip{suffix} frame 3 (0.30 s): box" in out
-    assert out.splitlines()[-1].startswith(f"clip{suffix}: 5 frames, 5 faces  ")
+    *_, summary, written = out.splitlines()
+    assert summary.startswith(f"clip{suffix}: 5 frames, 5 faces  ")
+    assert written == f"annotated: out/clip_emotions{suffix}"
     copy = VideoReader(Path(f"out/clip_emotions{suffix}"))
     frames = [image for _, _, image in copy.frames()]
     copy.close()
@@ -334,7 +336,7 @@ def test_a_video_without_faces_is_exit_code_1(run):
     writer.close()
     code, out, _ = run("--image", "clip.avi", "--json", "o.jsonl", "--output", "out")
     assert code == 1
-    assert out.splitlines()[-1] == "clip.avi: 3 frames, no faces"
+    assert out.splitlines()[-2] == "clip.avi: 3 frames, no faces"
     assert records("o.jsonl") == []
 
 

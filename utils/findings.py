@@ -66,6 +66,7 @@ class Findings:
         self.labels = Counter()  # of a video's faces so far
         self.frames = 0  # of a video, looked at so far
         self.writer: VideoWriter | None = None
+        self.copies: list[Path] = []  # annotated ones that were written
 
     def add(self, view: View, probabilities: np.ndarray) -> None:
         """probabilities: (number of the view's faces, C)."""
@@ -130,9 +131,11 @@ class Findings:
         picture = annotate(view.image, faces, probabilities, self.class_names)
         if view.frame is None:
             write_picture(Image.fromarray(picture), path, quality=95)
+            self.copies.append(path)
             return
         if self.writer is None:
             self.writer = VideoWriter(path, view.fps, picture.shape[1::-1])
+            self.copies.append(path)
         self.writer.write(picture)
 
     def _finish_source(self) -> None:
