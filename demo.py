@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ---- network ---------------------------------------------------------------------------------
     # PyTorch is imported there: it takes seconds, and a mistyped path should not cost them.
     classify, trained, batch_size = load(checkpoint, args.dataset, args.device)
-    kind = f"{trained.dataset}, {trained.num_class} classes, {trained.num_head} heads"
+    kind = f"{trained.title}, {trained.num_class} classes, {trained.num_head} heads"
     faces = "whole images" if detector is None else f"faces by {detector.name}"
     print(f"{checkpoint} ({kind}), {faces}")
     if trained.toy:
@@ -82,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             probabilities = classify(np.concatenate([view.cut_outs for view in views]))
             for view, rows in zip(views, np.split(probabilities, counts[:-1]), strict=True):
                 findings.add(view, rows)
+    if copies := findings.copies:
+        more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
+        print(f"annotated: {', '.join(map(str, copies[:3]))}{more}")
     return 0 if findings.num_with_faces else 1
 
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         evaluation.evaluate_trained(args, trained, data, world, DAN, FusedDAN)
         return
     run = set_up(args, data, world)
-    run.say(data.summary(compare=not args.toy))
+    run.say(data.summary(toy=args.toy))
 
     # ---- network, losses and recipe --------------------------------------------------------------
     model, criterion = build(run, DAN, DANLoss)

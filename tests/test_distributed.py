@@ -148,7 +148,7 @@ def test_bad_images_leave_one_process_too_few(toy_raf, tmp_path):
     process = torchrun(toy_raf, tmp_path / "run", *flags)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"{len(bad)} images that cannot be read" in out and "Warning" not in err
+    assert f"are left out: {len(bad)}, listed in" in out and "Warning" not in err
 
 
 def test_a_process_that_dies_takes_the_run_down_with_a_message(toy_raf, tmp_path):

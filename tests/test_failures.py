@@ -148,7 +148,7 @@ def test_bad_images_can_be_left_out(broken_raf, tmp_path, monkeypatch, capsys):
     """They are counted and listed; streaming the images gives the same run."""
     flags = ["--epochs", "2", "--skip_bad_images"]
     run(broken_raf, tmp_path / "cached", *flags)
-    assert "3 images that cannot be read are left out" in capsys.readouterr().out
+    assert "images that cannot be read are left out: 3, listed in" in capsys.readouterr().out
     monkeypatch.setattr(utils.data, "CACHE_SHARE", 0)
     run(broken_raf, tmp_path / "streamed", *flags, "--workers", "2")
     tables = [(tmp_path / name / "bad_images.csv").read_text() for name in ("cached", "streamed")]

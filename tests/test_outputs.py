@@ -117,7 +117,9 @@ WRITERS = {  # file -> what writes it into a folder
     "confusion.png": lambda folder: plot_confusion(
         np.eye(2), "ab", folder / "confusion.png", title="x"
     ),
-    "tsne.png": lambda folder: plot_tsne(np.eye(2), np.arange(2), "ab", folder / "tsne.png"),
+    "tsne.png": lambda folder: plot_tsne(
+        np.eye(2), np.arange(2), "ab", folder / "tsne.png", title="t-SNE"
+    ),
     "a_head0_cam.jpg": lambda folder: write_pictures(DRAWN, folder),
     "a_sheet.jpg": lambda folder: write_pictures(DRAWN, folder),
     "overview.jpg": overview,

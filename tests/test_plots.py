@@ -91,7 +91,7 @@ def test_every_number_of_a_confusion_matrix_stands_out(tmp_path, drawn):
 def test_a_tsne_tells_the_classes_apart(tmp_path, drawn):
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 8
-    plot_tsne(rng.normal(size=(80, 2)), labels, AFFECTNET, tmp_path / "tsne.png")
+    plot_tsne(rng.normal(size=(80, 2)), labels, AFFECTNET, tmp_path / "tsne.png", title="t-SNE")
     check_texts(drawn[0])
     clouds = drawn[0].axes[0].collections
     assert len({cloud.get_paths()[0].vertices.tobytes() for cloud in clouds}) == 8

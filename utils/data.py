@@ -176,8 +176,8 @@ class FaceLoader:
     def _note_bad(self, errors: dict[int, str]) -> None:
         if errors and not self.skip_bad:
             raise UserError(
-                f"{next(iter(errors.values()))}; or leave such images out with --skip_bad_images "
-                "(python utils/check_data.py lists them)"
+                f"{next(iter(errors.values()))} (--skip_bad_images leaves out all such images, "
+                "python utils/check_data.py lists them)"
             )
         self.bad |= errors
 

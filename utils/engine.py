@@ -70,7 +70,7 @@ def fit(training: Training, data: FaceData, augment: Augmentation, *, order: Ord
     else:
         run_folder.prepare(training)
         run.say(f"this run has finished its {epochs} epochs; for more, give --epochs")
-    run_folder.finish(training, data.val.path(0))
+    run_folder.finish(training, data.val)
 
 
 def _train(

@@ -105,7 +105,7 @@ def _write(
     folder, metrics, names = run.output_dir, evaluation.metrics, data.class_names
     summary = {
         "checkpoint": str(trained.path),
-        "dataset": data.name,
+        "dataset": run.title,
         "images": len(evaluation.labels),
         "accuracy": metrics.accuracy,
         "balanced_accuracy": metrics.balanced_accuracy,
@@ -135,7 +135,11 @@ def _write(
     files = "metrics.json predictions.csv confusion_matrix.png"
     if with_tsne:
         plots.plot_tsne(
-            _tsne(evaluation.features), evaluation.labels.numpy(), names, folder / "tsne.png"
+            _tsne(evaluation.features),
+            evaluation.labels.numpy(),
+            names,
+            folder / "tsne.png",
+            title=f"{run.title}: t-SNE of the pooled features",
         )
         files += " tsne.png"
     print(f"files in {folder}/: {files}")

@@ -52,15 +52,16 @@ class FaceData:
         arrays = [a for split in (self.train, self.val) for a in (split.names, split.labels)]
         return f"{crc32(b''.join(array.tobytes() for array in arrays)):08x}"
 
-    def summary(self, *, compare: bool = True) -> str:
+    def summary(self, *, toy: bool = False) -> str:
         """Images per class of both splits as aligned text, and whether they are the published."""
+        title = f"toy {self.name}" if toy else self.name
         counts = [split.counts(self.num_class) for split in (self.train, self.val)]
-        width = max(len("total"), *map(len, self.class_names))
-        lines = [f"{self.name:<{width}}   train     val"]
+        width = max(len("total"), len(title), *map(len, self.class_names))
+        lines = [f"{title:<{width}}   train     val"]
         for name, train, val in zip(self.class_names, *counts, strict=True):
             lines.append(f"{name:<{width}}  {train:6d}  {val:6d}")
         lines.append(f"{'total':<{width}}  {len(self.train):6d}  {len(self.val):6d}")
-        if compare and self.published is not None:
+        if not toy and self.published is not None:
             same = all(map(np.array_equal, counts, self.published.values()))
             verdict = "are" if same else "differ from"
             lines.append(f"These {verdict} the published counts of {self.name}.")

@@ -45,11 +45,21 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image that Pillow can read; leave it out") from None
+        raise UserError(
+            f"{path}: not an image that Pillow can read; replace it or leave it out"
+        ) from None
     # What Pillow raises on damaged data.
     except (OSError, SyntaxError, ValueError, RuntimeError, struct.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read ({reason}); replace it or leave it out") from None
+
+
+def is_readable(path: str | os.PathLike) -> bool:
+    try:
+        read_rgb(path)
+    except UserError:
+        return False
+    return True
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -93,7 +93,7 @@ def plot_confusion(
 
 
 def plot_tsne(
-    points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path
+    points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path, *, title: str
 ) -> None:
     """points: (N, 2), labels: (N,) class indices."""
     figure = _figure(6.6, 5)
@@ -106,7 +106,7 @@ def plot_tsne(
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color("0.8")
-    axes.set_title("t-SNE of the pooled features", fontsize=11)
+    axes.set_title(title, fontsize=11)
     figure.legend(frameon=False, loc="outside right center", markerscale=1.4)
     _save(figure, path)
 

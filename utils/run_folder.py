@@ -17,6 +17,8 @@ from utils import checkpoint, plots, resume
 from utils.data import FaceLoader
 from utils.device import device_name
 from utils.errors import Interrupted
+from utils.face_data import Split
+from utils.images import is_readable
 from utils.metrics import Metrics
 from utils.outputs import make_folder
 from utils.run import Run
@@ -143,7 +145,9 @@ def note_bad_images(run: Run, *loaders: FaceLoader) -> None:
     paths = {}
     for loader in loaders:
         for bad in run.world.gather(loader.bad):
-            paths |= {str(loader.split.path(index)): reason for index, reason in bad.items()}
+            for index, reason in bad.items():
+                path = str(loader.split.path(index))
+                paths[path] = reason.removeprefix(f"{path}: ")
     if not paths or not run.world.is_main:
         return
     target = run.output_dir / "bad_images.csv"
@@ -151,14 +155,14 @@ def note_bad_images(run: Run, *loaders: FaceLoader) -> None:
     content = _as_csv(rows)
     if not target.exists() or target.read_bytes() != content:
         checkpoint.write_atomically(target, lambda file: file.write(content))
-        run.say(f"{len(paths)} images that cannot be read are left out; they are in {target}")
+        run.say(f"images that cannot be read are left out: {len(paths)}, listed in {target}")
 
 
-def finish(training: Training, face: Path) -> None:
+def finish(training: Training, split: Split) -> None:
     """curves.png, confusion_matrix.png of the best epoch; the accuracy, and what to try next.
 
     Args:
-        face: an image of the data set, to try the demo on.
+        split: held-out images, the first readable one of which the demo may be tried on.
     """
     run, history = training.run, training.history
     best, last = best_row(history), history[-1]
@@ -170,12 +174,15 @@ def finish(training: Training, face: Path) -> None:
             run.output_dir / "confusion_matrix.png",
             title=f"{run.title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
         )
-    weights, face = run.output_dir / "best.pth", shlex.quote(str(face))
+    weights = run.output_dir / "best.pth"
+    faces = (split.path(index) for index in range(len(split)))
+    face = shlex.quote(str(next(filter(is_readable, faces))))
+    bad = " bad_images.csv" if (run.output_dir / "bad_images.csv").exists() else ""
     run.say(
         f"\n{run.title}: best accuracy {_percents(best)} at epoch {best['epoch']}, "
         f"last {_percents(last)}\n"
         f"files in {run.output_dir}/: best.pth last.pth metrics.csv curves.png "
-        "confusion_matrix.png config.json\n"
+        f"confusion_matrix.png config.json{bad}\n"
         f"try next: python run_grad_cam.py --checkpoint {weights}\n"
         f"          python demo.py --checkpoint {weights} --whole_image --image {face}"
     )

@@ -48,6 +48,11 @@ class TrainedModel:
     epoch: int | None
 
     @property
+    def title(self) -> str:
+        """What it was trained on, for people."""
+        return f"toy {self.dataset}" if self.toy else self.dataset
+
+    @property
     def num_class(self) -> int:
         return len(self.class_names)
 
