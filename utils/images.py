@@ -55,6 +55,7 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
 
 
 def is_readable(path: str | os.PathLike) -> bool:
+    """Whether `read_rgb` can decode an image."""
     try:
         read_rgb(path)
     except UserError:
