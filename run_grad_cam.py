@@ -18,7 +18,7 @@ from networks.dan import DAN
 from utils import cli
 from utils.device import resolve_device
 from utils.errors import UserError, exit_on_user_error
-from utils.head_maps import ATTENTION, METHODS, PER_CHANNEL, head_maps, normalise
+from utils.head_maps import METHODS, OF_NO_CLASS, PER_CHANNEL, head_maps, normalise
 from utils.images import read_rgb
 from utils.map_sheets import Explained, Overview, earlier_pictures, write_pictures
 from utils.outputs import check_folder, make_folder
@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
                     prediction=trained.class_names[probabilities.argmax()],
                     probability=probabilities.max().item(),
                     label=None if picture.label is None else trained.class_names[picture.label],
-                    explains=args.method if args.method == ATTENTION else f"{args.method}, {name}",
+                    explains=args.method
+                    if args.method in OF_NO_CLASS
+                    else f"{args.method}, {name}",
                 )
                 written.update(write_pictures(drawn, output))
                 overview.add(drawn)

@@ -30,6 +30,8 @@ CAM_CLASSES = {
     "layercam": "LayerCAM",
 }
 METHODS = (*CAM_CLASSES, ATTENTION)
+# Whose maps are the same whatever class is asked for.
+OF_NO_CLASS = (ATTENTION, "eigencam")
 # These ask the network again for every channel of every head, 512 times an image and head, and
 # ScoreCAM holds a copy of the image for each: they are best called with one image at a time.
 PER_CHANNEL = ("scorecam", "ablationcam")

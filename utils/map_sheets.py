@@ -142,7 +142,7 @@ def _draw_page(rows: Sequence[tuple[Explained, list[Image.Image]]]) -> Image.Ima
     text, caption, foot = 250, 30, 50
     step = THUMBNAIL + GAP
     heights = [max(thumbnails[0].height, 90) + GAP for _, thumbnails in rows]
-    width = 2 * MARGIN + text + len(rows[0][1]) * step - GAP
+    width = max(2 * MARGIN + text + len(rows[0][1]) * step - GAP, 600)  # room for the scale's text
     page = Image.new("RGB", (width, MARGIN + caption + sum(heights) + foot), PAPER)
     pen = ImageDraw.Draw(page)
     for i, title in enumerate(_titles(rows[0][0].maps)):
