@@ -49,7 +49,7 @@ def find(args: argparse.Namespace, folder: Path) -> Path | None:
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if not held or args.overwrite or (path is not None and last.exists() and path.samefile(last)):
         return path
-    go_on = "go on with it by --resume, " if last.exists() else ""
+    go_on = f"go on with it by --resume {last}, " if last.exists() else ""
     raise UserError(
         f"{folder}: holds a run already ({', '.join(held)}); {go_on}"
         "start anew with --overwrite, or give another --output_dir"
