@@ -19,6 +19,8 @@ MANY_LINES = "[print('x' * 1000) for _ in range(1000)]"
 def run(code: str, **kwargs) -> subprocess.Popen:
     """A script that does this as its work."""
     lines = ["import signal, sys, time", "from utils.errors import UserError, exit_on_user_error"]
+    # Tests that a shell runs in the background would hand SIGINT down as ignored.
+    lines += ["signal.signal(signal.SIGINT, signal.default_int_handler)"]
     lines += ["with exit_on_user_error():", *(f"    {line}" for line in code.splitlines())]
     command = [sys.executable, "-c", "\n".join(lines)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs}
