@@ -11,18 +11,11 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
+import affectnet
+import rafdb
 from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Draws, preprocess
 
-RAFDB = Augmentation(flip=0.5, geometric=0.2, rotation=20, crop_padding=32 / 224, erasing=0.5)
-AFFECTNET = Augmentation(
-    flip=0.5,
-    geometric=0.7,
-    rotation=20,
-    scale=(0.8, 1.0),
-    translate=0.2,
-    erasing=0.5,
-    erasing_scale=(0.02, 0.33),
-)
+RAFDB, AFFECTNET = rafdb.AUGMENT, affectnet.AUGMENT
 
 
 def photos(n, height, width):

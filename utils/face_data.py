@@ -10,6 +10,7 @@ from zlib import crc32
 
 import numpy as np
 
+from utils import labels
 from utils.errors import UserError
 
 
@@ -54,7 +55,7 @@ class FaceData:
 
     def summary(self, *, toy: bool = False) -> str:
         """Images per class of both splits as aligned text, and whether they are the published."""
-        title = f"toy {self.name}" if toy else self.name
+        title = labels.title(self.name, toy=toy)
         counts = [split.counts(self.num_class) for split in (self.train, self.val)]
         width = max(len("total"), len(title), *map(len, self.class_names))
         lines = [f"{title:<{width}}   train     val"]

@@ -21,3 +21,8 @@ AFFECTNET_COUNTS = {
 def is_name(name: object) -> bool:
     """Whether something can name a class or a data set: text that can be printed on a line."""
     return isinstance(name, str) and name.strip() != "" and name.isprintable()
+
+
+def title(dataset: str, *, toy: bool) -> str:
+    """A data set's name for people: nobody should take a toy accuracy for one on real faces."""
+    return f"toy {dataset}" if toy else dataset

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from utils import checkpoint, resume
+from utils import checkpoint, labels, resume
 from utils.cli import MSCELEB, NOT_OF_THE_TRAINING
 from utils.device import device_name, resolve_device, resolve_precision
 from utils.distributed import ALONE, World
@@ -39,8 +39,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """For pictures: nobody should take a toy accuracy for one on the real faces."""
-        return f"toy {self.dataset}" if self.args.toy else self.dataset
+        return labels.title(self.dataset, toy=self.args.toy)
 
     @property
     def precision(self) -> str:

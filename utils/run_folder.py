@@ -165,15 +165,16 @@ def finish(training: Training, split: Split) -> None:
         split: held-out images, the first readable one of which the demo may be tried on.
     """
     run, history = training.run, training.history
+    if not run.world.is_main:
+        return
     best, last = best_row(history), history[-1]
-    if run.world.is_main:
-        plots.plot_curves(history, run.output_dir / "curves.png", title=f"DAN on {run.title}")
-        plots.plot_confusion(
-            training.best_confusion,
-            run.class_names,
-            run.output_dir / "confusion_matrix.png",
-            title=f"{run.title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
-        )
+    plots.plot_curves(history, run.output_dir / "curves.png", title=f"DAN on {run.title}")
+    plots.plot_confusion(
+        training.best_confusion,
+        run.class_names,
+        run.output_dir / "confusion_matrix.png",
+        title=f"{run.title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
+    )
     weights = run.output_dir / "best.pth"
     faces = (split.path(index) for index in range(len(split)))
     face = shlex.quote(str(next(filter(is_readable, faces))))

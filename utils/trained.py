@@ -49,8 +49,7 @@ class TrainedModel:
 
     @property
     def title(self) -> str:
-        """What it was trained on, for people."""
-        return f"toy {self.dataset}" if self.toy else self.dataset
+        return labels.title(self.dataset, toy=self.toy)
 
     @property
     def num_class(self) -> int:

@@ -35,8 +35,9 @@ RELEASED_DATA = {
 
 def data_root(trained: TrainedModel) -> str | None:
     """Where its data set lies, as far as the checkpoint says."""
-    flag = _flag(_config(trained))
-    return None if flag is None else _config(trained)[flag]
+    config = _config(trained)
+    flag = _flag(config)
+    return None if flag is None else config[flag]
 
 
 def read_data(trained: TrainedModel) -> FaceData | None:
@@ -45,10 +46,11 @@ def read_data(trained: TrainedModel) -> FaceData | None:
     Raises:
         UserError: it is not there or not whole, or has other classes now.
     """
-    flag = _flag(_config(trained))
+    config = _config(trained)
+    flag = _flag(config)
     if flag is None:
         return None
-    data = RECIPES[flag].read(_config(trained)[flag], trained.num_class)
+    data = RECIPES[flag].read(config[flag], trained.num_class)
     if data.class_names != trained.class_names:
         raise UserError(
             f"{trained.path}: trained on {', '.join(trained.class_names)}, but {data.val.root} "
@@ -64,7 +66,8 @@ def take_data_flags(args: argparse.Namespace, trained: TrainedModel) -> None:
     Raises:
         UserError: the network was trained by another recipe.
     """
-    flag, config = _flag(_config(trained)), _config(trained)
+    config = _config(trained)
+    flag = _flag(config)
     if flag is None:
         return
     check_recipe(args, config, trained.path, "evaluate it with python {} --evaluate --checkpoint")
