@@ -85,7 +85,7 @@ def test_a_file_that_cannot_grow_leaves_the_last_checkpoint(toy_raf, begun):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (begun / "last.pth").read_bytes() == before
-    assert not list(begun.glob(".*"))
+    assert not list(begun.glob(".*.tmp"))
     run(toy_raf, begun, "--resume", "--epochs", "3")
     assert checkpoint.load(begun / "last.pth")["iter"] == 3
 
@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(toy_raf, small_disk):
         run(toy_raf, small_disk / "run", "--epochs", "3")
     assert checkpoint.load(small_disk / "run" / "last.pth")["iter"] == 1
     assert checkpoint.load(small_disk / "run" / "best.pth")["iter"] == 1
-    assert not list((small_disk / "run").glob(".*"))
+    assert not list((small_disk / "run").glob(".*.tmp"))
 
 
 def test_a_disk_that_became_read_only(toy_raf, small_disk, small_run):

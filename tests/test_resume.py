@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import errno
 import os
 import shlex
 import shutil
@@ -18,7 +19,7 @@ import affectnet
 import rafdb
 import utils.data
 from tests.conftest import SMALL
-from utils import checkpoint, resume
+from utils import checkpoint, resume, run_folder
 from utils.errors import UserError, exit_on_user_error
 from utils.loss_watch import LossWatch
 
@@ -160,7 +161,7 @@ def test_best_follows_where_a_run_was_killed_before_it(toy_raf, small_run, tmp_p
     (tmp_path / ".best.pth.tmp").write_bytes(b"half")
     raf(toy_raf, tmp_path, "--resume", "--epochs", "3")
     assert checkpoint.load(tmp_path / "best.pth")["iter"] == 2
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 CHANGES = {
@@ -206,6 +207,55 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(toy_raf, small_run, tmp_pa
     assert (tmp_path / "run/last.pth").read_bytes() == before
     raf(toy_raf, tmp_path / "run", "--overwrite", "--epochs", "1")
     assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["1"]
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_run_keeps_others_out_of_its_folder(toy_raf, tmp_path, monkeypatch, capsys, flag):
+    process = start(toy_raf, tmp_path / "run", "--epochs", "500")
+    try:
+        monkeypatch.setattr(resume, "PATIENCE", 0.5)
+        with pytest.raises(UserError, match="another run is still writing there"):
+            raf(toy_raf, tmp_path / "run", flag, "--epochs", "600")
+        assert "waiting for its end" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+    raf(toy_raf, tmp_path / "run", "--overwrite", "--epochs", "1")  # a dead one keeps nobody out
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+def test_two_runs_that_start_at_once_do_not_share_a_folder(toy_raf, tmp_path, monkeypatch):
+    """Neither finds the folder there; the second comes to it later."""
+    monkeypatch.setattr(resume, "PATIENCE", 0.5)
+    make_folder = run_folder.make_folder
+
+    def another_first(path):
+        make_folder(path)
+        monkeypatch.setattr(run_folder, "make_folder", make_folder)
+        other.append(start(toy_raf, path, "--epochs", "500"))
+
+    other = []
+    monkeypatch.setattr(run_folder, "make_folder", another_first)
+    try:
+        with pytest.raises(UserError, match="another run is still writing there"):
+            raf(toy_raf, tmp_path / "run", "--epochs", "600")
+    finally:
+        other[0].kill()
+        other[0].communicate()
+
+
+def test_a_folder_that_cannot_be_locked_is_used_all_the_same(
+    toy_raf, tmp_path, monkeypatch, capsys
+):
+    """Some network file systems know no locks."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(resume.FileLock, "acquire", refuse)
+    raf(toy_raf, tmp_path / "run", "--epochs", "1")
+    assert "cannot be locked (No locks available)" in capsys.readouterr().err
+    assert len(metrics(tmp_path / "run")) == 1
 
 
 def test_released_weights_are_no_run(toy_raf, tmp_path, checkpoint_file):

@@ -1,9 +1,12 @@
 """Going on with a run: what it goes on from, whose flags hold, and what is never overwritten."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from utils import checkpoint
 from utils.errors import UserError
@@ -17,6 +20,9 @@ FREE = ("epochs", "workers", "skip_bad_images", "compile", "deterministic")
 # By these a folder is known to hold a run.
 RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
 RESULTS = (*RUN_FILES, "curves.png", "confusion_matrix.png", "bad_images.csv")
+# Seconds for which a run that was ended may still hold its folder: it saves first, and after a
+# SIGKILL its workers take five seconds to notice.
+PATIENCE = 10
 
 
 def take_run_flags(args: argparse.Namespace) -> None:
@@ -70,6 +76,36 @@ def read(path: Path, args: argparse.Namespace, data_fingerprint: str) -> dict[st
             "put the data back as they were, or start a new run with another --output_dir"
         )
     return content
+
+
+def lock_of(folder: Path) -> FileLock:
+    """The lock by which a run keeps others out of its folder; one and the same in a process."""
+    return FileLock(folder / ".lock", is_singleton=True)
+
+
+def hold(lock: FileLock, folder: Path) -> None:
+    """Keep other runs out of a folder that is there, for as long as the lock object lives.
+
+    Raises:
+        UserError: another run is in it.
+    """
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{folder}: another run is there; waiting for its end", file=sys.stderr)
+            lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another run is still writing there; wait until it has ended, or start a "
+            "run of its own with another --output_dir"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        print(
+            f"note: {folder}: cannot be locked ({reason}); start no second run there",
+            file=sys.stderr,
+        )
 
 
 def clear(folder: Path) -> None:

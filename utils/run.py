@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torchvision
+from filelock import FileLock
 from torch import nn
 
 from utils import checkpoint, labels, resume
@@ -36,6 +37,7 @@ class Run:
     data_fingerprint: str = ""
     resumed_from: Path | None = None
     resumed: dict[str, Any] | None = None  # the content of that checkpoint
+    lock: FileLock | None = None  # of output_dir, for a run that writes there all the time
 
     @property
     def title(self) -> str:
@@ -75,8 +77,11 @@ def set_up(
         args.output_dir = str(own if output_dir is None else output_dir)
     folder, fingerprint = Path(args.output_dir), data.fingerprint()
     check_folder(folder)
-    path, content = None, None
+    path, content, lock = None, None, None
     if not args.evaluate:
+        lock = resume.lock_of(folder)
+        if world.is_main and folder.is_dir():  # before another run's last step is read
+            resume.hold(lock, folder)
         path = resume.find(args, folder)
         content = None if path is None else resume.read(path, args, fingerprint)
     device = resolve_device(args.device)
@@ -100,6 +105,7 @@ def set_up(
         data_fingerprint=fingerprint,
         resumed_from=path,
         resumed=content,
+        lock=lock,
     )
 
 

@@ -45,6 +45,8 @@ def prepare(training: Training) -> None:
     if not run.world.is_main:
         return
     make_folder(run.output_dir)
+    if run.lock is not None:
+        resume.hold(run.lock, run.output_dir)
     if run.resumed is None:
         resume.clear(run.output_dir)
     else:
