@@ -46,6 +46,13 @@ def test_ctrl_c_is_one_line(capsys):
     assert end.value.code == 130 and capsys.readouterr().err == "run it again\n"
 
 
+def test_ctrl_c_on_a_terminal_starts_a_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(SystemExit), exit_on_user_error(interrupted="run it again"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "\nrun it again\n"
+
+
 def test_ctrl_c_as_a_program():
     script = run("print('ready', flush=True)\ntime.sleep(60)")
     assert script.stdout.readline() == "ready\n"

@@ -36,7 +36,8 @@ class Row(NamedTuple):
 
 RAFDB = {
     # flags
-    "--batchsize 3": "--batchsize",
+    "--batchsize 3": "--batchsize 3 (did you mean --batch_size?)",
+    "--frobnicate=3": "unrecognized arguments: --frobnicate=3; see --help",
     "stray": "unrecognized arguments: stray",
     "--batch_size 0": "--batch_size: must be at least 1",
     "--batch_size 1": "BatchNorm cannot train on one image",

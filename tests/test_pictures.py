@@ -31,11 +31,12 @@ def test_list_files_lists_a_file_once(tmp_path):
 def test_list_files_says_what_is_missing_and_goes_on(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     touch(tmp_path / "1.jpg", tmp_path / "film.mp4")
-    missing = tmp_path / "missing.jpg"
-    assert list_files([missing, tmp_path / "empty", tmp_path]) == [tmp_path / "1.jpg"]
+    missing, address = tmp_path / "missing.jpg", "https://host/1.jpg"
+    assert list_files([missing, address, tmp_path / "empty", tmp_path]) == [tmp_path / "1.jpg"]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [
         ["skipped", str(missing)],
+        ["skipped", address],
         ["skipped", str(tmp_path / "empty")],
     ]
     assert list_files([tmp_path], suffixes=(".mp4",)) == [tmp_path / "film.mp4"]

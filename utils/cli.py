@@ -1,6 +1,7 @@
 """The flags: what both recipes share, and how every script reads its own."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(usage=usage, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see --help\n")
+        hint = ""
+        if message.startswith("unrecognized arguments"):
+            unknown = next((word for word in message.split() if word.startswith("--")), "")
+            alike = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, 1)
+            hint = "".join(f" (did you mean {flag}?)" for flag in alike)
+        self.exit(2, f"error: {message}{hint}; see --help\n")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -2,8 +2,8 @@
 
     python utils/convert_affectnet.py --aff_path datasets/AffectNet
 
-writes `train/0` ... `train/7` and `val/0` ... `val/7`, the list `affectnet.csv` and, with every
-row that was dropped and why, `convert_report.csv`. Interrupted and started again, it continues.
+writes train/0 ... train/7 and val/0 ... val/7, the list affectnet.csv and, with every row that was
+dropped and why, convert_report.csv. Interrupted and started again, it continues.
 """
 
 import os

@@ -58,7 +58,8 @@ def exit_on_user_error(
         finally:
             sys.stdout.flush()  # what fails here would else fail after the last line of Python
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        # A terminal has just shown ^C, perhaps behind a progress bar.
+        print("\n" * sys.stderr.isatty() + interrupted, file=sys.stderr)
         raise SystemExit(130) from None
     except Interrupted as interruption:
         if str(interruption):

@@ -41,7 +41,11 @@ def list_files(
         UserError: nothing is there, or results would go into a folder that is to be read.
     """
     files, problems = {}, []
-    for path in map(Path, paths):
+    for path in paths:
+        if "://" in str(path):
+            problems.append(f"{path}: is an address; download the file, and give its path")
+            continue
+        path = Path(path)
         if not os.path.exists(path):
             problems.append(f"{path}: no such file or folder; check the path")
             continue
