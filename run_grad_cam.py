@@ -58,11 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     # ---- maps ------------------------------------------------------------------------------------
-    # One picture at a time where each is thousands of passes, so that the progress is seen.
-    batch_size = 1 if args.method in PER_CHANNEL else args.batch_size
+    # One picture at a time where each head of it is hundreds of passes.
+    is_slow, heads = args.method in PER_CHANNEL, trained.num_head
     overview, written = Overview(output), set()
-    with progress(total=len(pictures), desc=args.method, unit="img") as bar:
-        batches = read_batches(pictures, batch_size, bar)
+    with progress(total=len(pictures) * heads, desc=args.method, unit="map") as bar:
+        batches = read_batches(pictures, 1 if is_slow else args.batch_size, bar, heads)
         first = next(batches, None)
         if first is None:
             raise UserError(f"none of the {len(pictures)} images could be read")
@@ -71,7 +71,13 @@ def main(argv: list[str] | None = None) -> None:
             inputs = [torch.tensor(image).permute(2, 0, 1)[None] for _, image in batch]
             inputs = torch.cat([preprocess(image, trained.image_size) for image in inputs])
             targets = [asked_class(picture, trained, args.target) for picture, _ in batch]
-            result = head_maps(model, inputs.to(device), method=args.method, targets=targets)
+            result = head_maps(
+                model,
+                inputs.to(device),
+                method=args.method,
+                targets=targets,
+                each_head=bar.update,
+            )
             for (picture, image), probabilities, explained, maps in zip(
                 batch, result.probabilities, result.targets, result.maps, strict=True
             ):
@@ -89,13 +95,14 @@ def main(argv: list[str] | None = None) -> None:
                 )
                 written.update(write_pictures(drawn, output))
                 overview.add(drawn)
-                bar.update()
+                bar.update(0 if is_slow else heads)  # drawing takes longer than a fast method
     pages = overview.finish()
     earlier = earlier_pictures(output, written.union(pages))
     read = "" if overview.count == len(pictures) else f" of {len(pictures)}"
+    more = f" ... {pages[-1].name}" if len(pages) > 1 else ""
     print(
-        f"{overview.count}{read} images, {trained.num_head} heads, {args.method}; "
-        f"in {output}/: *_head*_cam.jpg, *_sheet.jpg and {', '.join(page.name for page in pages)}"
+        f"images: {overview.count}{read}, heads: {heads}, {args.method}; "
+        f"in {output}/: *_head*_cam.jpg, *_sheet.jpg and {pages[0].name}{more}"
     )
     if earlier:
         print(
@@ -176,7 +183,7 @@ def asked_class(picture: Picture, trained: TrainedModel, target: str) -> int | N
 
 
 def read_batches(
-    pictures: Sequence[Picture], batch_size: int, bar: tqdm
+    pictures: Sequence[Picture], batch_size: int, bar: tqdm, heads: int
 ) -> Iterator[list[tuple[Picture, np.ndarray]]]:
     """Pictures with their pixels (h, w, 3) uint8; unreadable ones get a line and are left out.
 
@@ -192,7 +199,7 @@ def read_batches(
                 if len(pictures) == 1:
                     raise
                 bar.write(f"skipped: {error}", file=sys.stderr)
-                bar.update()
+                bar.update(heads)
         if batch:
             yield batch
 

@@ -12,7 +12,7 @@ from networks.dan import DAN
 from utils import checkpoint
 from utils.images import read_rgb
 from utils.labels import RAFDB
-from utils.map_sheets import Explained, Overview, overlay, write_pictures
+from utils.map_sheets import Explained, Overview, draw_sheet, overlay, write_pictures
 from utils.readers import read_rafdb
 from utils.toy_faces import write_rafdb
 from utils.trained import read_trained
@@ -62,7 +62,7 @@ def test_default_images_are_spread_over_the_test_images(best, tmp_path, capsys):
     names = ("test_0001_aligned", "test_0011_aligned", "test_0020_aligned")
     assert names_of(tmp_path) == files_of(*names)
     out, err = capsys.readouterr()
-    assert "3 images, 2 heads, gradcam++" in out and err == ""
+    assert "images: 3, heads: 2, gradcam++" in out and err == ""
 
 
 def test_batches_do_not_change_the_maps(best, tmp_path):
@@ -106,7 +106,7 @@ def test_images_of_any_kind_by_file_and_folder(best, data, tmp_path, capsys):
     )
     assert names_of(output) == files_of("wide", "tall grey", "test_0004_aligned")
     out, err = capsys.readouterr()
-    assert "3 of 4 images" in out
+    assert "images: 3 of 4" in out
     skipped = [line for line in err.splitlines() if line.startswith("skipped: ")]
     assert len(skipped) == 2 and "missing.jpg" in skipped[0] and "broken.jpg" in skipped[1]
     for name, shape in (("wide", (256, 1024)), ("tall grey", (1024, 307))):
@@ -174,6 +174,14 @@ def test_overlay_is_bright_where_the_map_is_high():
     light = np.asarray(picture.convert("L"), int)
     assert picture.size == (90, 60)
     assert light[:10, 80:].min() > light[30:, :45].max() + 50
+
+
+def test_a_map_without_evidence_says_so():
+    """Its panel would look like a picture that is simply dark; the last head has such a map."""
+    sheet = np.asarray(draw_sheet(explained(num_head=2, size=(100, 100))), int)
+    none = sheet[100:370, -20 - 288 : -25]
+    assert none.max() > 250  # white letters
+    assert np.median(none) < 80
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "caf\udce9", "\N{GRINNING FACE}", ""])

@@ -93,7 +93,11 @@ def test_ablation_map_weighs_channels_by_the_drop_of_the_score():
         logits = model.bn(model.fc(model.cat_head0.ca(ablated)))
         drop = output.logits[0, target] - logits[:, target]
         expected = torch.einsum("c,chw->hw", drop, activations[0]).clamp(min=0)
-    maps = head_maps(model, image, method="ablationcam", targets=[target]).maps
+    done = []
+    maps = head_maps(
+        model, image, method="ablationcam", targets=[target], each_head=lambda: done.append(1)
+    ).maps
+    assert len(done) == 1
     np.testing.assert_allclose(normalise(maps[0, 0]), normalise(expected.numpy()), atol=1e-3)
 
 

@@ -7,7 +7,7 @@ channel attention behind `sa` averages over the positions. Because of that avera
 the same at all positions of a channel, and Grad-CAM, XGrad-CAM and HiResCAM agree here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -51,6 +51,7 @@ def head_maps(
     *,
     method: str = "gradcam++",
     targets: Sequence[int | None] | None = None,
+    each_head: Callable[[], object] = lambda: None,
 ) -> HeadMaps:
     """One map an image and head, from one forward and at most one backward pass.
 
@@ -59,6 +60,7 @@ def head_maps(
         images: (N, 3, H, W) on the model's device, preprocessed.
         method: one of METHODS.
         targets: for each image the class to explain, None for the predicted one.
+        each_head: called after each head by the methods that PER_CHANNEL names, which are slow.
 
     Raises:
         ValueError: the model is in training mode, or there is no such method.
@@ -75,7 +77,9 @@ def head_maps(
         logits, maps = output.logits, maps.float().cpu().numpy()
         targets = _classes(logits, targets)
     else:
-        logits, targets, maps = _class_activation_maps(model, layers, images, method, targets)
+        logits, targets, maps = _class_activation_maps(
+            model, layers, images, method, targets, each_head
+        )
     return HeadMaps(logits.detach().float().softmax(dim=1).cpu(), targets, maps)
 
 
@@ -94,6 +98,7 @@ def _class_activation_maps(
     images: Tensor,
     method: str,
     classes: Sequence[int | None] | None,
+    each_head: Callable[[], object],
 ) -> tuple[Tensor, Tensor, np.ndarray]:
     """Logits, targets and maps by a method of the grad-cam package.
 
@@ -130,6 +135,8 @@ def _class_activation_maps(
             if method in ("eigencam", "eigengradcam"):
                 one = _oriented(one, activations if gradient is None else activations * gradient)
             maps.append(np.maximum(one, 0))
+            if method in PER_CHANNEL:
+                each_head()
     return logits, chosen, np.stack(maps, axis=1).astype(np.float32)
 
 

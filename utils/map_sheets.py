@@ -60,6 +60,15 @@ def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     return Image.blend(picture.convert("L").convert("RGB"), colours, 0.6)
 
 
+def _note_if_flat(panel: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Say on a panel why it has no colours: where a head's maps are cut at 0, as Grad-CAM's, it has
+    none if nothing in it speaks for the class."""
+    if not heat.any():
+        pen, middle = ImageDraw.Draw(panel), (panel.width // 2, panel.height - 6)
+        _write(pen, middle, "no evidence", 15, PAPER, panel.width, "md", bold=True)
+    return panel
+
+
 def write_pictures(explained: Explained, folder: Path) -> list[Path]:
     """Write `<name>_head<i>_cam.jpg` for each head and `<name>_sheet.jpg`; return their paths."""
     picture = Image.fromarray(explained.image)
@@ -173,7 +182,8 @@ def _panels(explained: Explained, longer: int) -> list[Image.Image]:
     scale = longer / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     picture = picture.resize(size, Image.Resampling.BICUBIC)
-    return [picture, *(overlay(picture, heat) for heat in explained.maps)]
+    overlays = (_note_if_flat(overlay(picture, heat), heat) for heat in explained.maps)
+    return [picture, *overlays]
 
 
 def _titles(maps: np.ndarray) -> list[str]:
