@@ -3,7 +3,7 @@ import pytest
 from PIL import ImageColor
 
 from tests.legibility import contrast
-from utils.annotate import COLORS, DARK, MIN_SIDE, SHADE, annotate
+from utils.annotate import COLORS, DARK, MIN_SIDE, SHADE, TRACK, annotate
 from utils.faces import Face
 from utils.labels import AFFECTNET
 
@@ -62,6 +62,12 @@ def test_bars_are_as_long_as_the_probabilities():
     ]
     assert lengths[0] / lengths[1] == pytest.approx(2, rel=0.1)
     assert lengths[1] / lengths[2] == pytest.approx(3, rel=0.25)
+    # A track behind each bar, lighter than the ground, shows where it would end at 100 %.
+    ground = beside[0, 0] * (1 - SHADE[3] / 255)
+    track = ground + (255 - ground) * TRACK[3] / 255
+    bars = beside[:, (beside == (0xE6, 0x9F, 0x00)).all(axis=-1).any(axis=0).argmax() :]
+    longest = (abs(bars - track) < 2).all(axis=-1).sum(axis=1).max()  # of an empty bar
+    assert lengths[0] / longest == pytest.approx(0.6, rel=0.1)
 
 
 def test_faces_are_not_covered_where_there_is_room():

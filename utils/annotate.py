@@ -14,6 +14,7 @@ COLORS = ("#BBBBBB", "#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D5
 DARK = {"#0072B2"}  # of these, the ones on which white letters stand out more than black
 
 SHADE = (0, 0, 0, 200)  # behind the bars: all colours stand out, and the picture is still guessed
+TRACK = (255, 255, 255, 40)  # of a bar: where it would end at 100 %
 
 MIN_SIDE = 800  # smaller pictures are drawn larger: no letters are legible on 100 pixels
 TEXT = 0.018  # height of the letters by the longer side; what fits a screen reads the same
@@ -97,7 +98,7 @@ class _Drawing:
         """Named bars beside the box or, if that is large, in its corner; where there is no room
         for names, bars of the classes' colours alone under the box, or along its bottom."""
         x, y, w, h = box
-        names = max(math.ceil(self.small.getlength(name)) for name in class_names) + self.gap
+        names = max(math.ceil(self.small.getlength(name)) for name in class_names) + 2 * self.gap
         step = sum(self.small.getmetrics())
         width, height = names + 5 * self.small.size + 2 * self.gap, step * len(row) + 2 * self.gap
         place = self._free(
@@ -123,8 +124,9 @@ class _Drawing:
                 text = class_names[label]
                 self.draw.text((left + self.gap, y), text, font=self.small, fill="white")
             end = start + max(1, round(length * float(probability)))
-            inset = max(1, step // 5)
-            self.draw.rectangle((start, y + inset, end - 1, y + step - 1), fill=_color(label))
+            upper, lower = y + max(1, step // 5), y + step - 1
+            self.draw.rectangle((start, upper, start + length - 1, lower), fill=TRACK)
+            self.draw.rectangle((start, upper, end - 1, lower), fill=_color(label))
 
     def _free(self, places: Iterable[Box]) -> Box | None:
         """The first place inside the picture that touches nothing drawn yet."""
