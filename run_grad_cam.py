@@ -1,7 +1,7 @@
 """Draw what each attention head of a trained DAN looks at.
 
 python run_grad_cam.py --checkpoint models/rafdb/best.pth
-python run_grad_cam.py --checkpoint FILE --images photo.jpg folder/ --method attention
+python run_grad_cam.py --checkpoint FILE --images face.jpg faces/ --method attention
 python run_grad_cam.py --checkpoint FILE --target fear --output cam_fear
 """
 
@@ -125,8 +125,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--images",
         nargs="+",
         metavar="PATH",
-        help="face images or folders of them (default: the test images of the data set that the "
-        "checkpoint was trained on)",
+        help="pictures that are one face each, as the data sets' are, or folders of them (default: "
+        "the test images of the data set that the checkpoint was trained on)",
     )
     group.add_argument(
         "--limit",
@@ -141,13 +141,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--target",
         default="predicted",
         metavar="CLASS",
-        help="class that the maps explain: predicted, label (each image's own), or a name",
+        help="class that the maps explain: predicted, label (each image's own), or a name; those "
+        f"of {' and '.join(OF_NO_CLASS)} are the same for all",
     )
     group.add_argument(
         "--batch_size", type=cli.positive_int, default=32, metavar="N", help="images a pass"
     )
     group.add_argument("--output", metavar="DIR", default="cam_result", help="where pictures go")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.method in OF_NO_CLASS and args.target != "predicted":
+        parser.error(f"--target {args.target}: maps of {args.method} are the same for every class")
+    return args
 
 
 def choose_pictures(

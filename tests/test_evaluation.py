@@ -61,6 +61,8 @@ def test_files_and_table(toy_raf, small_run, tmp_path, capsys):
             assert min(image.size) > 300
     printed = capsys.readouterr().out
     assert "balanced accuracy" in printed and "precision" in printed and "surprise" in printed
+    evaluate(toy_raf, tmp_path / "best.pth")
+    assert not (folder / "tsne.png").exists()  # it would be that of other features
 
 
 def test_probabilities_are_the_models(toy_raf, released, tmp_path):

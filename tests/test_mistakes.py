@@ -221,6 +221,7 @@ GRAD_CAM = {
     "--images raf --method gradcam+++": "--method: invalid choice",
     "--images raf --target joy": "--target joy: unknown ... or one of surprise, fear, disgust",
     "--images photo.jpg --target label": "photo.jpg: has no label",
+    "--images photo.jpg --target fear --method attention": "attention are the same for every class",
     "--images raf --limit 0": "--limit: must be at least 1",
     "--images raf --batch_size 0": "--batch_size: must be at least 1",
     "--images raf --device tpu": "--device tpu",

@@ -106,7 +106,8 @@ def load(path: str | os.PathLike) -> dict[Any, Any]:
     except PermissionError:
         raise UserError(f"{path}: may not be read; check its permissions") from None
     except _DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        text = str(error) or type(error).__name__
+        reason = text.splitlines()[0].split(". ")[0][:120]
         raise UserError(
             f"{refused} ({reason}); it is cut short or of another format: get another copy"
         ) from None

@@ -133,6 +133,7 @@ def _write(
     title = f"{run.title}: {100 * metrics.accuracy:.2f} %"
     plots.plot_confusion(metrics.confusion, names, folder / "confusion_matrix.png", title=title)
     files = "metrics.json predictions.csv confusion_matrix.png"
+    (folder / "tsne.png").unlink(missing_ok=True)  # of an earlier evaluation
     if with_tsne:
         plots.plot_tsne(
             _tsne(evaluation.features),
