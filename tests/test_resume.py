@@ -333,6 +333,8 @@ def test_flags_that_a_recipe_adds_are_its_own(small_run, toy_raf):
     checkpoint.save(small_run.with_name("fold.pth"), content)
     with pytest.raises(UserError, match=r"--fold 4 \(it has 3\)"):
         resume.read(small_run.with_name("fold.pth"), args, content["data_fingerprint"])
+    with pytest.raises(UserError, match=r"--fold 4 \(it has none\)"):  # older than the flag
+        resume.read(path, args, content["data_fingerprint"])
 
 
 def test_a_run_of_another_recipe_is_refused_before_anything_is_drawn(

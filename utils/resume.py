@@ -9,6 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from utils import checkpoint
+from utils.cli import NOT_OF_THE_TRAINING
 from utils.errors import UserError
 from utils.trained_on import check_recipe
 
@@ -141,7 +142,12 @@ def _adopt(args: argparse.Namespace, path: Path, content: Mapping[str, Any]) -> 
             "give a last.pth, or start anew"
         )
     check_recipe(args, config, path, "go on with it by python {} --resume")
-    differing = []
+    # A flag that is newer than the run decided nothing in it.
+    differing = [
+        f"--{name} {getattr(args, name)} (it has none)"
+        for name in sorted(args.given - config.keys())
+        if not (name in OF_THE_PLACE or name in NOT_OF_THE_TRAINING or _is_free(name))
+    ]
     for name, own in config.items():
         if name in OF_THE_PLACE or not hasattr(args, name):
             continue
