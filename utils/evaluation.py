@@ -133,7 +133,6 @@ def _write(
     title = f"{run.title}: {100 * metrics.accuracy:.2f} %"
     plots.plot_confusion(metrics.confusion, names, folder / "confusion_matrix.png", title=title)
     files = "metrics.json predictions.csv confusion_matrix.png"
-    (folder / "tsne.png").unlink(missing_ok=True)  # of an earlier evaluation
     if with_tsne:
         plots.plot_tsne(
             _tsne(evaluation.features),
@@ -143,6 +142,9 @@ def _write(
             title=f"{run.title}: t-SNE of the pooled features",
         )
         files += " tsne.png"
+    else:
+        with writing(folder / "tsne.png"):
+            (folder / "tsne.png").unlink(missing_ok=True)  # an earlier evaluation's
     print(f"files in {folder}/: {files}")
 
 
