@@ -89,9 +89,7 @@ def main(argv: list[str] | None = None) -> None:
                     prediction=trained.class_names[probabilities.argmax()],
                     probability=probabilities.max().item(),
                     label=None if picture.label is None else trained.class_names[picture.label],
-                    explains=args.method
-                    if args.method in OF_NO_CLASS
-                    else f"{args.method}, {name}",
+                    explains=args.method + ("" if args.method in OF_NO_CLASS else f", {name}"),
                 )
                 written.update(write_pictures(drawn, output))
                 overview.add(drawn)
