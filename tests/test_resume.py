@@ -224,6 +224,25 @@ def test_a_run_keeps_others_out_of_its_folder(toy_raf, tmp_path, monkeypatch, ca
     assert len(metrics(tmp_path / "run")) == 1
 
 
+def test_what_the_other_run_saved_last_is_what_goes_on(toy_raf, small_run, tmp_path, monkeypatch):
+    """It may end an epoch after this one has read its flags, and before it lets go."""
+    raf(toy_raf, tmp_path / "other", "--resume", str(small_run), "--epochs", "3")
+    shutil.copytree(small_run, tmp_path / "run")
+    hold, newer = resume.hold, [tmp_path / "other" / "last.pth"]
+
+    def hold_later(*args):
+        if newer:
+            shutil.copy(newer.pop(), tmp_path / "run" / "last.pth")
+        hold(*args)
+
+    monkeypatch.setattr(resume, "hold", hold_later)
+    raf(toy_raf, tmp_path / "run", "--resume", "--epochs", "4")
+    rows = [
+        checkpoint.load(tmp_path / name / "last.pth")["metrics"][2] for name in ("other", "run")
+    ]
+    assert rows[0] == rows[1]  # with its seconds: the epoch was not trained again
+
+
 def test_two_runs_that_start_at_once_do_not_share_a_folder(toy_raf, tmp_path, monkeypatch):
     """Neither finds the folder there; the second comes to it later."""
     monkeypatch.setattr(resume, "PATIENCE", 0.5)
