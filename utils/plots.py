@@ -47,7 +47,8 @@ def plot_curves(history: Sequence[dict[str, float]], path: Path, *, title: str) 
         values = [100 * row[key] for row in history]
         accuracies.plot(epochs, values, style, color=color, label=label, lw=width, **markers)
     best = max(history, key=lambda row: row["val_accuracy"])
-    star = dict(color=ORANGE, mec="black", ms=14, ls="", label="best", clip_on=False)
+    # Behind the lines, so that it covers no marker: the curves of one epoch are markers alone.
+    star = dict(color="white", mec="black", ms=15, ls="", label="best", clip_on=False, zorder=1.9)
     accuracies.plot(best["epoch"], 100 * best["val_accuracy"], "*", **star)
     _label_axes(accuracies, epochs, "accuracy (%)")
     accuracies.set_ylim(0, 102)
