@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         choices=(7, 8),
         help="7 leaves out contempt (default: 8, or the class folders of another data set)",
     )
-    args = cli.parse(parser, argv, toy=TOY)
+    args = cli.parse(parser, argv)
     resume.take_run_flags(args)
     world = distributed.join(args.device)
 

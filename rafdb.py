@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     group.add_argument(
         "--raf_path", metavar="DIR", default="datasets/raf-basic", help="RAF-DB's folder"
     )
-    args = cli.parse(parser, argv, toy=TOY)
+    args = cli.parse(parser, argv)
     resume.take_run_flags(args)
     world = distributed.join(args.device)
 

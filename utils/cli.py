@@ -1,4 +1,4 @@
-"""The flags: what both recipes share, and how every script reads its own."""
+"""The flags: what all recipes share, and how every script reads its own."""
 
 import argparse
 import difflib
@@ -24,6 +24,8 @@ EVALUATE = {"num_head": None, "image_size": None, "precision": "fp32"}
 class Parser(argparse.ArgumentParser):
     """Shows every default, and says what is wrong with a flag in one line."""
 
+    toy: Mapping[str, Any] = {}  # what a recipe's --toy presets
+
     def __init__(self, usage: str = "%(prog)s [flags]", **kwargs):
         super().__init__(usage=usage, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
@@ -46,13 +48,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def recipe_parser(
-    description: str, *, batch_size: int, lr: float, epochs: int, run_name: str, toy: Mapping
+    description: str,
+    *,
+    batch_size: int,
+    lr: float,
+    epochs: int,
+    run_name: str,
+    toy: Mapping[str, Any] | None = None,
 ) -> tuple[Parser, argparse._ArgumentGroup]:
-    """The flags of both recipes with one's own defaults.
+    """The flags that all recipes share, with one's own defaults.
 
     Args:
         run_name: of the run's folder below models/, for --help.
-        toy: flags that --toy presets; none for a recipe without toy faces.
+        toy: flags that --toy presets; a recipe without it has no --toy.
 
     Returns:
         The parser, and its group for the flags that say where the script's data lie.
@@ -61,6 +69,7 @@ def recipe_parser(
     parser.set_defaults(toy=False)
     data = parser.add_argument_group("data")
     if toy:
+        parser.toy = toy
         presets = " ".join(f"--{name} {value}" for name, value in toy.items())
         parser.epilog = f"--toy presets, where not given:\n  {presets}"
         data.add_argument(
@@ -156,7 +165,7 @@ def add_dataset_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) -> argparse.Namespace:
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse a recipe's flags; --toy and --evaluate preset some, and given ones still win. `given`
     are their names, `command` what was called; --resume's are set by `resume.take_run_flags`."""
     args = parser.parse_args(argv)
@@ -164,7 +173,7 @@ def parse(parser: Parser, argv: Sequence[str] | None, toy: Mapping[str, Any]) ->
         parser.error("--evaluate and --checkpoint FILE go together")
     if args.evaluate and args.resume:
         parser.error("--evaluate and --resume do not go together")
-    presets = {**(toy if args.toy else {}), **(EVALUATE if args.evaluate else {})}
+    presets = {**(parser.toy if args.toy else {}), **(EVALUATE if args.evaluate else {})}
     if presets:
         parser.set_defaults(**presets)
         args = parser.parse_args(argv)
