@@ -37,6 +37,7 @@ class Row(NamedTuple):
 RAFDB = {
     # flags
     "--batchsize 3": "--batchsize 3 (did you mean --batch_size?)",
+    "--frob=3": "--frob=3; see --help",
     "--frobnicate=3": "unrecognized arguments: --frobnicate=3; see --help",
     "stray": "unrecognized arguments: stray",
     "--batch_size 0": "--batch_size: must be at least 1",
@@ -153,7 +154,8 @@ AFFECTNET_EVALUATE = {
 
 DEMO = {
     # flags
-    "": "--image",
+    "": "required: --image; see --help",
+    "--images photo.jpg": "--images (did you mean --image?); see --help",
     "--image": "--image: expected at least one argument",
     "--image photo.jpg --top 0": "--top: must be at least 1",
     "--image photo.jpg --every 0": "--every: must be at least 1",

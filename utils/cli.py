@@ -29,12 +29,22 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, usage: str = "%(prog)s [flags]", **kwargs):
         super().__init__(usage=usage, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self._words, namespace)
+
     def error(self, message: str) -> NoReturn:
         hint = ""
-        if message.startswith("unrecognized arguments"):
-            unknown = next((word for word in message.split() if word.startswith("--")), "")
-            alike = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, 1)
-            hint = "".join(f" (did you mean {flag}?)" for flag in alike)
+        if message.startswith(("unrecognized arguments", "the following arguments are required")):
+            flags = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+            given = [word[2:].split("=")[0] for word in self._words if word.startswith("--")]
+            unknown = next((flag for flag in given if flag and flag not in flags), None)
+            if unknown is not None:
+                # Even where a required flag is missing: that is often the one that is mistyped.
+                if not message.startswith("unrecognized"):
+                    message = f"unrecognized arguments: --{unknown}"
+                alike = difflib.get_close_matches(unknown, flags, 1)
+                hint = "".join(f" (did you mean --{flag}?)" for flag in alike)
         self.exit(2, f"error: {message}{hint}; see --help\n")
 
 
