@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,6 @@ def test_the_map_names_every_module():
         for given, name in re.findall(r"`((?:\w+/)*)(\w+\.py)`", cell):
             folder = given or folder
             named.add(folder + name)
-    files = [
-        file for pattern in ("*", "utils/*", "networks/*") for file in REPOSITORY.glob(pattern)
-    ]
-    modules = {str(file.relative_to(REPOSITORY)) for file in files if file.suffix == ".py"}
+    patterns = ("*.py", "utils/*.py", "networks/*.py")
+    modules = [path for pattern in patterns for path in glob(pattern, root_dir=REPOSITORY)]
     assert named == {path for path in modules if not path.endswith("__init__.py")}

@@ -24,28 +24,26 @@ EVALUATE = {"num_head": None, "image_size": None, "precision": "fp32"}
 class Parser(argparse.ArgumentParser):
     """Shows every default, and says what is wrong with a flag in one line."""
 
-    toy: Mapping[str, Any] = {}  # what a recipe's --toy presets
-
     def __init__(self, usage: str = "%(prog)s [flags]", **kwargs):
         super().__init__(usage=usage, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+        self.toy: Mapping[str, Any] = {}  # what a recipe's --toy presets
+        self._words: list[str] = []  # of the command line that is parsed
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         self._words = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(self._words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        hint = ""
-        if message.startswith(("unrecognized arguments", "the following arguments are required")):
-            flags = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
-            given = [word[2:].split("=")[0] for word in self._words if word.startswith("--")]
-            unknown = next((flag for flag in given if flag and flag not in flags), None)
-            if unknown is not None:
-                # Even where a required flag is missing: that is often the one that is mistyped.
-                if not message.startswith("unrecognized"):
-                    message = f"unrecognized arguments: --{unknown}"
-                alike = difflib.get_close_matches(unknown, flags, 1)
-                hint = "".join(f" (did you mean --{flag}?)" for flag in alike)
-        self.exit(2, f"error: {message}{hint}; see --help\n")
+        flags = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+        given = [word[2:].split("=")[0] for word in self._words if word.startswith("--")]
+        unknown = next((flag for flag in given if flag and flag not in flags), "")
+        if unknown and message.startswith("the following arguments are required"):
+            # The flag that is missing is often the one that is mistyped.
+            message = f"unrecognized arguments: --{unknown}"
+        if message.startswith("unrecognized arguments"):
+            alike = difflib.get_close_matches(unknown, flags, 1)
+            message += "".join(f" (did you mean --{flag}?)" for flag in alike)
+        self.exit(2, f"error: {message}; see --help\n")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
