@@ -86,7 +86,7 @@ def recipe_parser(
     data.add_argument(
         "--skip_bad_images",
         action="store_true",
-        help="leave out images that cannot be read, and list them in bad_images.csv",
+        help="leave out broken images, and list them in bad_images.csv; missing ones stop the run",
     )
 
     group = parser.add_argument_group("recipe")

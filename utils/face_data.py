@@ -97,5 +97,6 @@ class Scan(NamedTuple):
         count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
         raise UserError(
             f"{root}: {count}: {'; '.join(map(str, self.problems[:5]))}; "
+            "mend the data set or get another copy; "
             f"for the whole list: python utils/check_data.py {shlex.quote(str(root))}"
         )
