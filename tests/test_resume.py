@@ -209,6 +209,37 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(toy_raf, small_run, tmp_pa
     assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["1"]
 
 
+def test_what_a_run_suggests_can_be_pasted(toy_raf, small_run, tmp_path, capsys):
+    """Its words are those of a shell, wherever the run lies."""
+    folder = shutil.copytree(small_run, tmp_path / "my run")
+    raf(toy_raf, folder, "--resume", "--epochs", "3")
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:]]
+    for words in commands:
+        assert words[words.index("--checkpoint") + 1] == str(folder / "best.pth")
+    with pytest.raises(UserError) as error:
+        raf(toy_raf, folder)
+    told = str(error.value).partition("--resume ")[2].partition(", start")[0]
+    assert shlex.split(told) == [str(folder / "last.pth")]
+
+
+def test_a_damaged_checkpoint_is_not_the_end(toy_raf, small_run, tmp_path):
+    """The error names what else to go on from, and that works."""
+    folder = shutil.copytree(small_run, tmp_path / "my run")
+    raf(toy_raf, tmp_path / "other", "--epochs", "1")
+    last, best = folder / "last.pth", folder / "best.pth"
+    last.unlink(), best.unlink()  # which may be one file
+    shutil.copy(tmp_path / "other" / "best.pth", best)
+    last.write_bytes(best.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="last.pth: not a checkpoint.*, go on from") as error:
+        raf(toy_raf, folder, "--resume")
+    told = str(error.value).partition("--resume ")[2].partition(" with")[0]
+    raf(toy_raf, tmp_path / "new", "--resume", *shlex.split(told), "--epochs", "2")
+    assert len(metrics(tmp_path / "new")) == 2
+    best.unlink()
+    with pytest.raises(UserError, match="get another copy, or start anew with --overwrite"):
+        raf(toy_raf, folder, "--resume")
+
+
 @pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
 def test_a_run_keeps_others_out_of_its_folder(toy_raf, tmp_path, monkeypatch, capsys, flag):
     process = start(toy_raf, tmp_path / "run", "--epochs", "500")

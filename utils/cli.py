@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -207,7 +208,7 @@ def checkpoint_file(path: str | os.PathLike) -> Path:
     if path.name == "best.pth" and os.path.isfile(last):
         raise UserError(
             f"{path}: not there yet, its run was interrupted in the first epoch; use {last}, "
-            f"or go on with the run by --resume {last}"
+            f"or go on with the run by --resume {shlex.quote(str(last))}"
         )
     raise UserError(f"{path}: no such checkpoint; check the path")
 

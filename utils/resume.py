@@ -1,6 +1,7 @@
 """Going on with a run: what it goes on from, whose flags hold, and what is never overwritten."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,10 +37,10 @@ def take_run_flags(args: argparse.Namespace) -> None:
     if isinstance(args.resume, str):
         path = _named(args.resume)
         args.output_dir = args.output_dir or str(path.parent)
-        _adopt(args, path, checkpoint.load(path))
+        _adopt(args, path, _load(path))
     elif args.resume and args.output_dir and (Path(args.output_dir) / "last.pth").is_file():
         path = Path(args.output_dir) / "last.pth"
-        _adopt(args, path, checkpoint.load(path))
+        _adopt(args, path, _load(path))
 
 
 def find(args: argparse.Namespace, folder: Path) -> Path | None:
@@ -56,7 +57,7 @@ def find(args: argparse.Namespace, folder: Path) -> Path | None:
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if not held or args.overwrite or (path is not None and last.exists() and path.samefile(last)):
         return path
-    go_on = f"go on with it by --resume {last}, " if last.exists() else ""
+    go_on = f"go on with it by --resume {shlex.quote(str(last))}, " if last.exists() else ""
     raise UserError(
         f"{folder}: holds a run already ({', '.join(held)}); {go_on}"
         "start anew with --overwrite, or give another --output_dir"
@@ -69,7 +70,7 @@ def read(path: Path, args: argparse.Namespace, data_fingerprint: str) -> dict[st
     Raises:
         UserError: they are not, or it is no checkpoint of a run.
     """
-    content = checkpoint.load(path)
+    content = _load(path)
     _adopt(args, path, content)
     if content.get("data_fingerprint") != data_fingerprint:
         raise UserError(
@@ -132,6 +133,29 @@ def _named(resume: str) -> Path:
     if not path.is_file():
         raise UserError(f"--resume {resume}: no such checkpoint; check the path")
     return path
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A checkpoint to go on from; where a run's last one is damaged, the error says what is left.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return checkpoint.load(path)
+    except UserError as error:
+        best = path.with_name("best.pth")
+        if path.name != "last.pth":
+            raise
+        best_epoch = ""
+        if best.is_file() and not best.samefile(path):
+            best_epoch = (
+                f" go on from the best epoch by --resume {shlex.quote(str(best))} with another "
+                "--output_dir,"
+            )
+        raise UserError(
+            f"{error},{best_epoch} or start anew with --overwrite in place of --resume"
+        ) from None
 
 
 def _adopt(args: argparse.Namespace, path: Path, content: Mapping[str, Any]) -> None:

@@ -177,7 +177,7 @@ def finish(training: Training, split: Split) -> None:
         run.output_dir / "confusion_matrix.png",
         title=f"{run.title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
     )
-    weights = run.output_dir / "best.pth"
+    weights = shlex.quote(str(run.output_dir / "best.pth"))
     faces = (split.path(index) for index in range(len(split)))
     face = shlex.quote(str(next(filter(is_readable, faces))))
     bad = " bad_images.csv" if (run.output_dir / "bad_images.csv").exists() else ""
