@@ -227,7 +227,7 @@ def test_a_damaged_checkpoint_is_not_the_end(toy_raf, small_run, tmp_path):
     folder = shutil.copytree(small_run, tmp_path / "my run")
     raf(toy_raf, tmp_path / "other", "--epochs", "1")
     last, best = folder / "last.pth", folder / "best.pth"
-    last.unlink(), best.unlink()  # which may be one file
+    last.unlink()  # it may be one file with best.pth
     shutil.copy(tmp_path / "other" / "best.pth", best)
     last.write_bytes(best.read_bytes()[:-1000])
     with pytest.raises(UserError, match="last.pth: not a checkpoint.*, go on from") as error:

@@ -144,10 +144,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return checkpoint.load(path)
     except UserError as error:
-        best = path.with_name("best.pth")
         if path.name != "last.pth":
             raise
-        best_epoch = ""
+        best, best_epoch = path.with_name("best.pth"), ""
         if best.is_file() and not best.samefile(path):
             best_epoch = (
                 f" go on from the best epoch by --resume {shlex.quote(str(best))} with another "
