@@ -127,8 +127,9 @@ def _other_kind(path: Path) -> str | None:
         return "it is a web page, so the download failed: download the file again"
     if start.startswith(b"version https://git-lfs"):
         return "it only points to a file that git-lfs keeps: fetch that with git lfs pull"
-    is_text = start.isascii() and not start.startswith(b"PK")  # as zip files start
-    if is_text or start.startswith((b"\x89PNG", b"\xff\xd8")):
+    if start.startswith(b"PK"):  # a zip file, whose table of contents is at its end
+        return None if zipfile.is_zipfile(path) else "it is cut short: get another copy"
+    if start.isascii() or start.startswith((b"\x89PNG", b"\xff\xd8")):
         return "it is a text or a picture: check the path"
     return None
 
