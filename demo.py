@@ -176,8 +176,9 @@ def load(path: Path, dataset: str | None, device: str):
         if not len(faces):
             return np.empty((0, trained.num_class), dtype=np.float32)
         images = torch.from_numpy(faces).permute(0, 3, 1, 2).to(device)
-        logits = model(preprocess(images, trained.image_size)).logits
-        return logits.softmax(dim=1).cpu().numpy()
+        probabilities = model(preprocess(images, trained.image_size)).logits.softmax(dim=1)
+        trained.check_answers(probabilities)
+        return probabilities.cpu().numpy()
 
     return classify, trained, 64 if device.type == "cuda" else 8
 

@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
                 targets=targets,
                 each_head=bar.update,
             )
+            trained.check_answers(result.probabilities)
             for (picture, image), probabilities, explained, maps in zip(
                 batch, result.probabilities, result.targets, result.maps, strict=True
             ):

@@ -98,6 +98,8 @@ def _weights(folder: Path) -> None:
     misshapen = {**seven, "cat_head0.ca.attention.0.weight": torch.zeros(2, 2)}
     torch.save({"model_state_dict": misshapen, **ours}, folder / "misshapen.pth")
     torch.save({"model_state_dict": seven, **ours, "class_names": ["a", "b"]}, folder / "names.pth")
+    diverged = {**seven, "bn.running_var": torch.full((7,), -1.0)}
+    torch.save({"model_state_dict": diverged, **ours}, folder / "diverged.pth")
 
 
 def _network(num_class: int):

@@ -118,6 +118,7 @@ RAFDB_EVALUATE = {
     "weights/best.pth --num_head 2": "num_head 1, but --num_head 2",
     "weights/best.pth --image_size 96": "image_size 32, but --image_size 96",
     "weights/lacking.pth": "features.0.weight",
+    "weights/diverged.pth": "weights/diverged.pth: answers with NaN",
     "weights/best.pth --output_dir file": "file: cannot be written",
     "weights/best.pth --raf_path raf_broken_test": "test_0005",
     "x.pth --toy --raf_path new": "x.pth",
@@ -206,6 +207,7 @@ DEMO = {
     "--image photo.jpg --checkpoint weights/seven.pth": "give it with --dataset",
     "--image photo.jpg --output out --checkpoint weights/lacking.pth": "features.0.weight",
     "--image photo.jpg --json o --checkpoint weights/misshapen.pth": "cat_head0.ca.attention.0",
+    "--image photo.jpg --checkpoint weights/diverged.pth": "weights/diverged.pth: answers with NaN",
     "--image photo.jpg --checkpoint weights/names.pth": "names 2 classes, but has 7",
     "--image photo.jpg --checkpoint forbidden/best.pth": Row("may not be read", unless_root=True),
 }
@@ -220,6 +222,7 @@ GRAD_CAM = {
     "--checkpoint weights/affecnet7.pth": "datasets/AffectNet: no such folder",
     "--checkpoint weights/seven.pth --images raf": "give it with --dataset",
     "--checkpoint weights/lacking.pth --images photo.jpg": "features.0.weight",
+    "--checkpoint weights/diverged.pth --images photo.jpg": Row("with NaN", leaves=("cam",)),
     "--images raf --method gradcam+++": "--method: invalid choice",
     "--images raf --target joy": "--target joy: unknown ... or one of surprise, fear, disgust",
     "--images photo.jpg --target label": "photo.jpg: has no label",

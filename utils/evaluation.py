@@ -68,6 +68,7 @@ def evaluate_trained(
     model = fused(model.to(run.device), dtype=run.autocast)
     with explained(run):
         evaluation = evaluate(model, loader, trained.image_size)
+    trained.check_answers(evaluation.probabilities)
     metrics = evaluation.metrics
     run.say(per_class_table(metrics, data.class_names))
     run.say(

@@ -69,6 +69,19 @@ class TrainedModel:
             reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
             raise UserError(f"{self.path}: its weights are not DAN's: {reason}") from None
 
+    def check_answers(self, probabilities: Tensor) -> None:
+        """Whether its answers are numbers, as finite weights alone do not make them.
+
+        Raises:
+            UserError: they are not.
+        """
+        if probabilities.isnan().any():
+            raise UserError(
+                f"{self.path}: answers with NaN in place of probabilities, since it has diverged "
+                "or its BatchNorm statistics are not there yet; train it longer, or with a lower "
+                "--lr"
+            )
+
 
 def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> TrainedModel:
     """Read a checkpoint of ours or a released one, or a bare state dict of DAN.
