@@ -1,8 +1,10 @@
 """The README's list for a data set in a format of its own, followed: reader, recipe, RECIPES."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +15,9 @@ from networks.fused import FusedDAN
 from networks.losses import DANLoss
 from tests.conftest import SMALL
 from utils import cli, distributed, engine, evaluation, resume, trained_on, transforms
+from utils.errors import UserError
 from utils.face_data import FaceData, Split
+from utils.images import read_rgb
 from utils.run import build, report, set_up
 from utils.sampling import shuffled
 from utils.trained import read_trained
@@ -22,25 +26,28 @@ from utils.training import Training
 CLASSES = ("calm", "glad", "low")
 
 
-def read_listed(root):
-    """A text file a split: a path and a class name a line."""
+def read_listed(root, folds):
+    """A text file whose lines are a path, a class name and a fold; some folds are held out."""
+    lines = [line.split() for line in (Path(root) / "faces.txt").read_text().splitlines()]
     splits = []
-    for name in ("train", "val"):
-        lines = [line.split() for line in (root / f"{name}.txt").read_text().splitlines()]
-        labels = np.array([CLASSES.index(label) for _, label in lines], np.int64)
-        splits.append(Split(root, np.array([path for path, _ in lines], dtype="S"), labels))
+    for held_out in (False, True):
+        chosen = [line for line in lines if (int(line[2]) in folds) is held_out]
+        names = np.array([path for path, _, _ in chosen], dtype="S")
+        labels = np.array([CLASSES.index(label) for _, label, _ in chosen], np.int64)
+        splits.append(Split(Path(root), names, labels))
     return FaceData("Listed", "listed", CLASSES, *splits)
 
 
-def recipe(root, argv):
-    """The body of rafdb.py without toy faces, and with another reader."""
-    parser, group = cli.recipe_parser(__doc__, batch_size=8, lr=0.01, epochs=1, run_name="listed")
-    group.add_argument("--listed_path", default=str(root))
+def recipe(*argv):
+    """The body of rafdb.py without toy faces, with another reader and one more flag for that."""
+    parser, group = cli.recipe_parser(__doc__, batch_size=8, lr=1e-4, epochs=1, run_name="listed")
+    group.add_argument("--listed_path", default="faces")
+    group.add_argument("--folds", type=int, nargs="+", default=[0])
     args = cli.parse(parser, argv)
     resume.take_run_flags(args)
     world = distributed.join(args.device)
     trained = evaluation.read_checkpoint(args) if args.evaluate else None
-    data = read_listed(root)
+    data = read_listed(args.listed_path, args.folds)
     if trained is not None:
         evaluation.evaluate_trained(args, trained, data, world, DAN, FusedDAN)
         return
@@ -57,43 +64,89 @@ def recipe(root, argv):
 
 @pytest.fixture
 def listed(tmp_path, monkeypatch):
-    """Its folder, with a line of RECIPES for it, in the folder where the scripts run."""
+    """Its data, and a line of RECIPES for it, where the scripts run: folds of 9, 6 and 12 faces."""
     monkeypatch.chdir(tmp_path)
-    root = tmp_path / "faces"
+    root = Path("faces")
     root.mkdir()
     drawn = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 6)):
-        lines = []
+    lines = []
+    for fold, count in enumerate((9, 6, 12)):
         for index in range(count):
-            name = f"{split}_{index}.png"
+            name = f"{fold}_{index}.png"
             pixels = drawn.integers(0, 256, (40, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name)
-            lines.append(f"{name} {CLASSES[index % 3]}\n")
-        (root / f"{split}.txt").write_text("".join(lines))
-    line = trained_on.Recipe("listed.py", lambda path, num_class: read_listed(root))
+            lines.append(f"{name} {CLASSES[index % 3]} {fold}\n")
+    (root / "faces.txt").write_text("".join(lines))
+    line = trained_on.Recipe(
+        "listed.py", lambda flags: read_listed(flags["listed_path"], flags["folds"])
+    )
     monkeypatch.setitem(trained_on.RECIPES, "listed_path", line)
     return root
 
 
-def test_a_recipe_without_toy_faces(listed, tmp_path, capsys):
+EVALUATE = "--evaluate --checkpoint models/listed/best.pth --workers 0 --device cpu".split()
+
+
+def evaluated():
+    """How many images were."""
+    return json.loads(Path("models/listed/best-evaluation/metrics.json").read_text())["images"]
+
+
+def test_a_recipe_without_toy_faces(listed, capsys):
     """It trains, resumes, is evaluated and drawn; --toy is no flag of it."""
-    recipe(listed, SMALL)
-    best = tmp_path / "models/listed/best.pth"
+    recipe(*SMALL)
+    best = Path("models/listed/best.pth")
     trained = read_trained(best)
     assert (trained.class_names, trained.dataset, trained.toy) == (CLASSES, "Listed", False)
 
-    recipe(listed, ["--resume", "--epochs", "2"])
+    recipe("--resume", "--epochs", "2")
     assert read_trained(best.with_name("last.pth")).epoch == 2
     capsys.readouterr()
 
-    recipe(listed, ["--evaluate", "--checkpoint", str(best), "--workers", "0", "--device", "cpu"])
-    found = json.loads((tmp_path / "models/listed/best-evaluation/metrics.json").read_text())
-    assert found["images"] == 6
+    recipe(*EVALUATE)
+    assert evaluated() == 9
     assert "Listed" in capsys.readouterr().out
 
     run_grad_cam.main(["--checkpoint", str(best), "--limit", "1", "--device", "cpu"])
-    assert (tmp_path / "cam_result/overview.jpg").is_file()
+    assert Path("cam_result/overview.jpg").is_file()
 
     with pytest.raises(SystemExit):
-        recipe(listed, ["--toy"])
+        recipe("--toy")
     assert "unrecognized arguments: --toy" in capsys.readouterr().err
+
+
+def test_its_own_flags_are_those_of_the_training(listed, monkeypatch):
+    """With which data a run goes on, is evaluated and explained, unless other ones are named."""
+    listed.rename("elsewhere")
+    folds, path = ["--folds", "1", "2"], ["--listed_path", "elsewhere"]
+    recipe(*SMALL, *folds, *path)
+    recipe("--resume", "--epochs", "2")
+    assert len(pd.read_csv("models/listed/metrics.csv")) == 2
+
+    recipe(*EVALUATE)
+    assert evaluated() == 18
+    recipe(*EVALUATE, "--folds", "1")
+    assert evaluated() == 6
+
+    shown = []
+    monkeypatch.setattr(run_grad_cam, "read_rgb", lambda path: shown.append(path) or read_rgb(path))
+    run_grad_cam.main(["--checkpoint", "models/listed/best.pth", "--device", "cpu"])
+    assert {path.name[0] for path in shown} == {"1", "2"}
+
+    with pytest.raises(UserError, match=r"--folds 1 \(it has 1 2\)"):
+        recipe("--resume", *path, "--folds", "1")
+    # The folder follows from data that given flags chose; those that were not, are the run's.
+    with pytest.raises(UserError, match="the run has --folds 1 2; .* --resume models/listed"):
+        recipe("--resume", *path)
+
+
+def test_a_flag_that_no_checkpoint_could_keep(listed):
+    parser, group = cli.recipe_parser(__doc__, batch_size=8, lr=1e-4, epochs=1, run_name="listed")
+    group.add_argument("--listed_path", type=Path, default="faces")
+    with pytest.raises(TypeError, match="--listed_path .*Path.*: checkpoints keep"):
+        cli.parse(parser, [])
+
+
+def test_a_split_without_images(listed):
+    with pytest.raises(UserError, match="faces: one of its splits has no images"):
+        recipe(*SMALL, "--folds", "3")

@@ -378,7 +378,7 @@ def test_flags_that_a_recipe_adds_are_its_own(small_run, toy_raf):
     """Whatever is not known to leave a run's numbers alone decides on them."""
     path = small_run / "last.pth"
     content = checkpoint.load(path)
-    args = argparse.Namespace(raf_path=str(toy_raf), fold=4, given={"fold"})
+    args = argparse.Namespace(raf_path=str(toy_raf), fold=4, given={"fold"}, own={"fold"})
     content["config"]["fold"] = 3
     checkpoint.save(small_run.with_name("fold.pth"), content)
     with pytest.raises(UserError, match=r"--fold 4 \(it has 3\)"):

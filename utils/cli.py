@@ -16,7 +16,7 @@ MSCELEB = "models/resnet18_msceleb.pth"
 IMAGE_SIZES = range(32, 4097)  # from 32 on a position is left where ResNet-18 has halved it 5 times
 NOT_OF_THE_TRAINING = (
     *("evaluate", "checkpoint", "dataset", "tsne"),
-    *("resume", "overwrite", "given", "command"),
+    *("resume", "overwrite", "own", "given", "run_name", "command"),
 )
 # What --evaluate presets: the checkpoint knows its head count and image size.
 EVALUATE = {"num_head": None, "image_size": None, "precision": "fp32"}
@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, usage: str = "%(prog)s [flags]", **kwargs):
         super().__init__(usage=usage, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
         self.toy: Mapping[str, Any] = {}  # what a recipe's --toy presets
+        self.shared: frozenset[str] = frozenset()  # the flags that a recipe has as all do
+        self.run_name = ""
         self._words: list[str] = []  # of the command line that is parsed
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
@@ -68,13 +70,14 @@ def recipe_parser(
     """The flags that all recipes share, with one's own defaults.
 
     Args:
-        run_name: of the run's folder below models/, for --help.
+        run_name: what the data that the defaults lead to call their runs' folder.
         toy: flags that --toy presets; a recipe without it has no --toy.
 
     Returns:
         The parser, and its group for the flags that say where the script's data lie.
     """
     parser = Parser(description=description)
+    parser.run_name = run_name
     parser.set_defaults(toy=False)
     data = parser.add_argument_group("data")
     if toy:
@@ -138,7 +141,8 @@ def recipe_parser(
     group.add_argument(
         "--output_dir",
         metavar="DIR",
-        help=f"where results go (default: models/{run_name}, or beside the evaluated checkpoint)",
+        help=f"where results go (default: {run_folder(run_name)}, or beside the evaluated "
+        "checkpoint)",
     )
     group.add_argument(
         "--resume",
@@ -157,7 +161,13 @@ def recipe_parser(
     group.add_argument("--checkpoint", metavar="FILE", help="a best.pth, or a released file")
     add_dataset_flag(group)
     group.add_argument("--tsne", action="store_true", help="also draw the features by t-SNE")
+    parser.shared = frozenset(vars(parser.parse_args([])))
     return parser, data
+
+
+def run_folder(run_name: str, *, toy: bool = False) -> Path:
+    """Where a run's results go that names no folder."""
+    return Path("models") / f"{'toy-' if toy else ''}{run_name}"
 
 
 def add_device_flag(parser: argparse._ActionsContainer) -> None:
@@ -175,8 +185,16 @@ def add_dataset_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a recipe's flags; --toy and --evaluate preset some, and given ones still win. `given`
-    are their names, `command` what was called; --resume's are set by `resume.take_run_flags`."""
+    """Parse a recipe's flags; --toy and --evaluate preset some, and given ones still win.
+
+    Returns:
+        The flags. Those of the run that --resume goes on with are set by `resume.take_run_flags`.
+        Besides, `given` are the names of the flags that were given, `own` of those that the recipe
+        has of its own, `run_name` is the recipe's, `command` what was called.
+
+    Raises:
+        TypeError: a recipe's own flag has values that no checkpoint could keep.
+    """
     args = parser.parse_args(argv)
     if args.evaluate != (args.checkpoint is not None):
         parser.error("--evaluate and --checkpoint FILE go together")
@@ -188,9 +206,23 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
         args = parser.parse_args(argv)
     unset = object()
     asked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
+    args.own = frozenset(vars(asked).keys() - parser.shared)
+    for name in args.own:
+        if not is_plain(getattr(args, name)):
+            raise TypeError(
+                f"--{name} {getattr(args, name)!r}: checkpoints keep numbers, text and lists of "
+                "them; convert it where it is used"
+            )
     args.given = frozenset(name for name, value in vars(asked).items() if value is not unset)
+    args.run_name = parser.run_name
     args.command = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
     return args
+
+
+def is_plain(value: object) -> bool:
+    """Whether a flag's value can be kept by checkpoints and by config.json as it is."""
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(value, int | float | str | None) for value in values)
 
 
 def checkpoint_file(path: str | os.PathLike) -> Path:

@@ -95,7 +95,7 @@ class FaceLoader:
         skip_bad: leave out images that cannot be read, and note them in `bad`; else they raise.
 
     Raises:
-        UserError: an image cannot be read; as does `epoch`.
+        UserError: there are no images, or one cannot be read; as does `epoch`.
     """
 
     def __init__(
@@ -112,6 +112,8 @@ class FaceLoader:
         smallest: int = 0,
         skip_bad: bool = False,
     ):
+        if not len(split):
+            raise UserError(f"{split.root}: one of its splits has no images; check the data set")
         self.split = split
         self.device = device
         self.world = world

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from utils import checkpoint
-from utils.cli import NOT_OF_THE_TRAINING
+from utils.cli import NOT_OF_THE_TRAINING, is_plain, run_folder
 from utils.errors import UserError
 from utils.trained_on import check_recipe
 
@@ -28,8 +28,9 @@ PATIENCE = 10
 
 
 def take_run_flags(args: argparse.Namespace) -> None:
-    """Set the flags that were not given to those of the run that --resume names, so that its data
-    are found. Where it names none, the data's own folder is looked up later, by `find`.
+    """Set the flags that were not given to those of the run that --resume goes on with, so that
+    its data are found. Where the data themselves say which folder it has, as they were chosen by
+    flags, that is looked up later, by `find`.
 
     Raises:
         UserError: there is no such run, or it has other flags than those that were given.
@@ -38,9 +39,11 @@ def take_run_flags(args: argparse.Namespace) -> None:
         path = _named(args.resume)
         args.output_dir = args.output_dir or str(path.parent)
         _adopt(args, path, _load(path))
-    elif args.resume and args.output_dir and (Path(args.output_dir) / "last.pth").is_file():
-        path = Path(args.output_dir) / "last.pth"
-        _adopt(args, path, _load(path))
+    elif args.resume and (args.output_dir or not args.own & args.given):
+        path = Path(args.output_dir or run_folder(args.run_name, toy=args.toy)) / "last.pth"
+        if path.is_file():
+            args.output_dir = str(path.parent)
+            _adopt(args, path, _load(path))
 
 
 def find(args: argparse.Namespace, folder: Path) -> Path | None:
@@ -71,8 +74,19 @@ def read(path: Path, args: argparse.Namespace, data_fingerprint: str) -> dict[st
         UserError: they are not, or it is no checkpoint of a run.
     """
     content = _load(path)
+    read_by = {name: getattr(args, name) for name in args.own}
     _adopt(args, path, content)
     if content.get("data_fingerprint") != data_fingerprint:
+        differing = [
+            f"--{name} {_words(getattr(args, name))}"
+            for name, value in sorted(read_by.items())
+            if getattr(args, name) != value
+        ]
+        if differing:
+            raise UserError(
+                f"{path}: the run has {', '.join(differing)}; go on with it by "
+                f"--resume {shlex.quote(str(path))}"
+            )
         raise UserError(
             f"{path}: the run was trained on other images or labels than those that are there now; "
             "put the data back as they were, or start a new run with another --output_dir"
@@ -127,6 +141,11 @@ def _is_free(name: str) -> bool:
     return name in FREE or name.endswith("_path")
 
 
+def _words(value: Any) -> str:
+    """A flag's value as it is given."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _named(resume: str) -> Path:
     path = Path(resume)
     path = path / "last.pth" if path.is_dir() else path
@@ -167,7 +186,7 @@ def _adopt(args: argparse.Namespace, path: Path, content: Mapping[str, Any]) -> 
     check_recipe(args, config, path, "go on with it by python {} --resume")
     # A flag that is newer than the run decided nothing in it.
     differing = [
-        f"--{name} {getattr(args, name)} (it has none)"
+        f"--{name} {_words(getattr(args, name))} (it has none)"
         for name in sorted(args.given - config.keys())
         if not (name in OF_THE_PLACE or name in NOT_OF_THE_TRAINING or _is_free(name))
     ]
@@ -176,11 +195,11 @@ def _adopt(args: argparse.Namespace, path: Path, content: Mapping[str, Any]) -> 
             continue
         asked = getattr(args, name)
         if name not in args.given or (name, asked) == ("precision", "auto"):
-            if not isinstance(own, int | float | str | None):
+            if not is_plain(own):
                 raise UserError(f"{path}: its configuration is damaged ({name} is {own!r})")
             setattr(args, name, own)
         elif asked != own and not _is_free(name) or (name == "epochs" and asked < own):
-            differing.append(f"--{name} {asked} (it has {own})")
+            differing.append(f"--{name} {_words(asked)} (it has {_words(own)})")
     if differing:
         raise UserError(
             f"{path}: the run cannot go on with another recipe: {', '.join(differing)}; "

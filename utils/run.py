@@ -12,7 +12,7 @@ from filelock import FileLock
 from torch import nn
 
 from utils import checkpoint, labels, resume
-from utils.cli import MSCELEB, NOT_OF_THE_TRAINING
+from utils.cli import MSCELEB, NOT_OF_THE_TRAINING, run_folder
 from utils.device import device_name, resolve_device, resolve_precision
 from utils.distributed import ALONE, World
 from utils.errors import UserError
@@ -73,8 +73,7 @@ def set_up(
             go on with these flags or data.
     """
     if args.output_dir is None:
-        own = Path("models") / f"{'toy-' if args.toy else ''}{data.run_name}"
-        args.output_dir = str(own if output_dir is None else output_dir)
+        args.output_dir = str(output_dir or run_folder(data.run_name, toy=args.toy))
     folder, fingerprint = Path(args.output_dir), data.fingerprint()
     check_folder(folder)
     path, content, lock = None, None, None

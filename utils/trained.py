@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils import labels
 from utils.checkpoint import load
-from utils.cli import IMAGE_SIZES
+from utils.cli import IMAGE_SIZES, is_plain
 from utils.errors import UserError
 
 # Class order of the released files, which say nothing of it themselves; by data set and count.
@@ -182,12 +182,13 @@ def _read_classes(
 
 
 def _read_config(path: Path, content: Mapping, num_class: int) -> dict[str, Any]:
-    """The run's flags; those that anything here looks at have their types."""
+    """The run's flags, plain values; those that anything here looks at have their types."""
     config = content.get("config", {})
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise UserError(f"{path}: its config is no dict of flags; get another copy")
     size = config.get("image_size", RELEASED_IMAGE_SIZE)
     well_formed = {
+        **{key: is_plain(value) for key, value in config.items()},
         "image_size": type(size) is int and size in IMAGE_SIZES,
         "toy": isinstance(config.get("toy", False), bool),
         "num_class": config.get("num_class") in (None, num_class),
@@ -196,7 +197,7 @@ def _read_config(path: Path, content: Mapping, num_class: int) -> dict[str, Any]
     for key, is_well_formed in well_formed.items():
         if not is_well_formed:
             shown = repr(config[key])[:80]
-            raise UserError(f"{path}: its config says {key} {shown}; get another copy")
+            raise UserError(f"{path}: its config says {key[:80]} {shown}; get another copy")
     return dict(config)
 
 

@@ -16,14 +16,15 @@ class Recipe(NamedTuple):
     """A training script, and how its data are read."""
 
     script: str
-    read: Callable[[str, int], FaceData]  # (where they lie, number of classes) -> the data set
+    read: Callable[[Mapping[str, Any]], FaceData]  # the flags of a run -> its data set
 
 
 # By the flag that says where a recipe's data lie, which a run's configuration keeps.
 RECIPES = {
-    "raf_path": Recipe("rafdb.py", lambda path, num_class: read_rafdb(path)),
+    "raf_path": Recipe("rafdb.py", lambda flags: read_rafdb(flags["raf_path"])),
     "aff_path": Recipe(
-        "affectnet.py", lambda path, num_class: read_affectnet(path, num_class=num_class)
+        "affectnet.py",
+        lambda flags: read_affectnet(flags["aff_path"], num_class=flags.get("num_class")),
     ),
 }
 # Where the data of the released files lies, which carry no configuration to say so.
@@ -50,7 +51,7 @@ def read_data(trained: TrainedModel) -> FaceData | None:
     flag = _flag(config)
     if flag is None:
         return None
-    data = RECIPES[flag].read(config[flag], trained.num_class)
+    data = RECIPES[flag].read(config)
     if data.class_names != trained.class_names:
         raise UserError(
             f"{trained.path}: trained on {', '.join(trained.class_names)}, but {data.val.root} "
@@ -60,8 +61,8 @@ def read_data(trained: TrainedModel) -> FaceData | None:
 
 
 def take_data_flags(args: argparse.Namespace, trained: TrainedModel) -> None:
-    """Set a recipe's flags that say which data to use, where they were not given, to those of the
-    training.
+    """Set a recipe's own flags, by which it finds its data, to those of the training where they
+    were not given.
 
     Raises:
         UserError: the network was trained by another recipe.
@@ -71,11 +72,13 @@ def take_data_flags(args: argparse.Namespace, trained: TrainedModel) -> None:
     if flag is None:
         return
     check_recipe(args, config, trained.path, "evaluate it with python {} --evaluate --checkpoint")
-    if hasattr(args, "num_class") and "num_class" not in args.given:
-        args.num_class = config.get("num_class")
-    if not args.given & {flag, "toy"}:
-        setattr(args, flag, config[flag])
+    taken = args.own - args.given
+    if "toy" in args.given:
+        taken -= {flag}
+    elif flag in taken:
         args.toy = trained.toy
+    for name in taken & config.keys():
+        setattr(args, name, config[name])
 
 
 def check_recipe(
