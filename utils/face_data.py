@@ -35,14 +35,37 @@ class Split:
 
 @dataclass(frozen=True)
 class FaceData:
-    """A data set: what trains, what is held out, and what the labels mean."""
+    """A data set: what trains, what is held out, and what the labels mean.
+
+    Raises:
+        UserError: class names that are no names or not distinct, labels of no class, or not one
+            an image.
+    """
 
     name: str
     run_name: str  # what its runs' folders are called
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # given in any sequence, of anything that str makes a name
     train: Split
     val: Split
     published: dict[str, Sequence[int]] | None = None  # images a class, by split, where known
+
+    def __post_init__(self):
+        # Plain text, since checkpoints keep them and refuse other types, such as NumPy's strings.
+        object.__setattr__(self, "name", str(self.name))
+        object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+        where, names = self.train.root, ", ".join(self.class_names)
+        if not all(map(labels.is_name, (self.name, *self.class_names))):
+            raise UserError(f"{where}: {self.name} with the classes {names}: not all of it is text")
+        if len(set(self.class_names)) < self.num_class:
+            raise UserError(f"{where}: a class is named twice ({names}); name each once")
+        for split in (self.train, self.val):
+            if len(split.names) != len(split):
+                raise UserError(f"{split.root}: {len(split)} labels for {len(split.names)} images")
+            if not set(np.unique(split.labels)) <= set(range(self.num_class)):
+                raise UserError(
+                    f"{split.root}: labels from {split.labels.min()} to {split.labels.max()}, but "
+                    f"those of {self.num_class} classes are 0 to {self.num_class - 1}"
+                )
 
     @property
     def num_class(self) -> int:
