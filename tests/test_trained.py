@@ -196,7 +196,6 @@ def test_a_head_of_more_digits_than_python_turns_into_an_integer(tmp_path):
         ({"config": {"image_size": True}}, "image_size True"),
         ({"config": {"image_size": 10**9}}, "image_size 1000000000"),
         ({"config": {"toy": "no"}}, "toy 'no'"),
-        ({"config": {"aff_path": None}}, "aff_path None"),
         ({"config": {"fold": {1: 2}}}, "fold {1: 2}"),
         ({"config": {"parts": ["a", torch.ones(1)]}}, "parts \\['a', tensor"),
     ],

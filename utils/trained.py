@@ -192,7 +192,6 @@ def _read_config(path: Path, content: Mapping, num_class: int) -> dict[str, Any]
         "image_size": type(size) is int and size in IMAGE_SIZES,
         "toy": isinstance(config.get("toy", False), bool),
         "num_class": config.get("num_class") in (None, num_class),
-        **{key: isinstance(config[key], str) for key in config if key.endswith("_path")},
     }
     for key, is_well_formed in well_formed.items():
         if not is_well_formed:

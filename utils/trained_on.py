@@ -101,7 +101,7 @@ def check_recipe(
 
 
 def _flag(config: Mapping[str, Any]) -> str | None:
-    return next((flag for flag in RECIPES if flag in config), None)
+    return next((flag for flag in RECIPES if isinstance(config.get(flag), str)), None)
 
 
 def _config(trained: TrainedModel) -> dict[str, Any]:
