@@ -43,6 +43,7 @@ def recipe(*argv):
     parser, group = cli.recipe_parser(__doc__, batch_size=8, lr=1e-4, epochs=1, run_name="listed")
     group.add_argument("--listed_path", default="faces")
     group.add_argument("--folds", type=int, nargs="+", default=[0])
+    group.add_argument("--masks_path", help="of no run here, as it may be with a flag")
     args = cli.parse(parser, argv)
     resume.take_run_flags(args)
     world = distributed.join(args.device)
@@ -125,6 +126,8 @@ def test_its_own_flags_are_those_of_the_training(listed, monkeypatch):
 
     recipe(*EVALUATE)
     assert evaluated() == 18
+    said = json.loads(Path("models/listed/best-evaluation/metrics.json").read_text())
+    assert (said["folds"], said["listed_path"], said["precision"]) == ([1, 2], "elsewhere", "fp32")
     recipe(*EVALUATE, "--folds", "1")
     assert evaluated() == 6
 

@@ -107,6 +107,8 @@ def _write(
     summary = {
         "checkpoint": str(trained.path),
         "dataset": run.title,
+        **{name: getattr(run.args, name) for name in sorted(run.args.own)},
+        "precision": run.precision,
         "images": len(evaluation.labels),
         "accuracy": metrics.accuracy,
         "balanced_accuracy": metrics.balanced_accuracy,
