@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         help="7 leaves out contempt (default: 8, or the class folders of another data set)",
     )
     args = cli.parse(parser, argv)
-    resume.take_run_flags(args)
     world = distributed.join(args.device)
+    resume.take_run_flags(args, world)
 
     # ---- data ------------------------------------------------------------------------------------
     trained = evaluation.read_checkpoint(args) if args.evaluate else None

@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         "--raf_path", metavar="DIR", default="datasets/raf-basic", help="RAF-DB's folder"
     )
     args = cli.parse(parser, argv)
-    resume.take_run_flags(args)
     world = distributed.join(args.device)
+    resume.take_run_flags(args, world)
 
     # ---- data ------------------------------------------------------------------------------------
     trained = evaluation.read_checkpoint(args) if args.evaluate else None

@@ -45,8 +45,8 @@ def recipe(*argv):
     group.add_argument("--folds", type=int, nargs="+", default=[0])
     group.add_argument("--masks_path", help="of no run here, as it may be with a flag")
     args = cli.parse(parser, argv)
-    resume.take_run_flags(args)
     world = distributed.join(args.device)
+    resume.take_run_flags(args, world)
     trained = evaluation.read_checkpoint(args) if args.evaluate else None
     data = read_listed(args.listed_path, args.folds)
     if trained is not None:

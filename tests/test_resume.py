@@ -150,7 +150,7 @@ def test_resumed_into_another_folder(toy_raf, small_run, tmp_path):
 def test_resume_starts_where_there_is_no_run_yet(toy_raf, tmp_path, capsys):
     """A job that a cluster starts again and again has one command."""
     raf(toy_raf, tmp_path, "--resume", "--epochs", "1")
-    assert f"{tmp_path}: holds no run yet" in capsys.readouterr().out
+    assert f"{tmp_path}: no run to go on with, so one starts" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "last.pth")["iter"] == 1
 
 

@@ -137,20 +137,22 @@ def recipe_parser(
         "--deterministic", action="store_true", help="bit-identical runs on a GPU, too; slower"
     )
 
+    toy_folder = f"{run_folder(run_name, toy=True)} with --toy, " if toy else ""
     group = parser.add_argument_group("files")
     group.add_argument(
         "--output_dir",
         metavar="DIR",
-        help=f"where results go (default: {run_folder(run_name)}, or beside the evaluated "
-        "checkpoint)",
+        help=f"where results go (default: {run_folder(run_name)}, {toy_folder}or as other data are "
+        "called; with --evaluate beside the checkpoint)",
     )
     group.add_argument(
         "--resume",
         nargs="?",
         const=True,
         metavar="FILE",
-        help="go on with FILE, the last.pth of a run, whose flags hold where none are given; or "
-        "with that of --output_dir's folder, from the start where there is none yet",
+        help="go on with FILE, the last.pth of a run, whose flags hold where none are given; or, "
+        "without FILE, with that in the folder of --output_dir, and from the start where it has "
+        "none",
     )
     group.add_argument(
         "--overwrite", action="store_true", help="start anew in a folder that holds a run"

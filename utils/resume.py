@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from utils import checkpoint
 from utils.cli import NOT_OF_THE_TRAINING, is_plain, run_folder
+from utils.distributed import World
 from utils.errors import UserError
 from utils.trained_on import check_recipe
 
@@ -27,7 +28,7 @@ RESULTS = (*RUN_FILES, "curves.png", "confusion_matrix.png", "bad_images.csv")
 PATIENCE = 10
 
 
-def take_run_flags(args: argparse.Namespace) -> None:
+def take_run_flags(args: argparse.Namespace, world: World) -> None:
     """Set the flags that were not given to those of the run that --resume goes on with, so that
     its data are found. Where the data themselves say which folder it has, as they were chosen by
     flags, that is looked up later, by `find`.
@@ -44,6 +45,11 @@ def take_run_flags(args: argparse.Namespace) -> None:
         if path.is_file():
             args.output_dir = str(path.parent)
             _adopt(args, path, _load(path))
+        elif world.is_main:
+            print(
+                f"{path.parent}: no run to go on with, so one starts; --resume FILE names another",
+                flush=True,
+            )
 
 
 def find(args: argparse.Namespace, folder: Path) -> Path | None:

@@ -82,8 +82,6 @@ def set_up(
         if world.is_main and folder.is_dir():  # before another run's last step is read
             resume.hold(lock, folder)
         path = resume.find(args, folder)
-        if args.resume and path is None and world.is_main:
-            print(f"{folder}: holds no run yet, so one starts there")
         content = None if path is None else resume.read(path, args, fingerprint)
     device = resolve_device(args.device)
     autocast = resolve_precision(args.precision, device)
