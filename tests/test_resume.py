@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
 import affectnet
 import rafdb
@@ -307,6 +308,36 @@ def test_a_folder_that_cannot_be_locked_is_used_all_the_same(
     raf(toy_raf, tmp_path / "run", "--epochs", "1")
     assert "cannot be locked (No locks available)" in capsys.readouterr().err
     assert len(metrics(tmp_path / "run")) == 1
+
+
+def warmed_up(optimizer, n):
+    linear = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=1)
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, n - 1)
+    return lr_scheduler.SequentialLR(optimizer, [linear, cosine], milestones=[1])
+
+
+SCHEDULES = {  # made for n epochs, by the setting that says so
+    "T_max": lambda optimizer, n: lr_scheduler.CosineAnnealingLR(optimizer, n),
+    "total_steps": lambda optimizer, n: lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=n),
+    "gamma": lambda optimizer, n: lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / n)),
+    "_schedulers": warmed_up,
+}
+
+
+@pytest.mark.parametrize("setting", SCHEDULES)
+def test_a_schedule_goes_on_but_not_as_another(toy_raf, tmp_path, monkeypatch, setting):
+    """Loaded, it would bring the number of epochs that it was made for along."""
+
+    def run(n, *flags):
+        schedule = SCHEDULES[setting]
+        monkeypatch.setattr(lr_scheduler, "StepLR", lambda optimizer, **_: schedule(optimizer, n))
+        raf(toy_raf, tmp_path, *flags)
+
+    run(4, "--epochs", "2")
+    run(4, "--resume", "--epochs", "3")
+    with pytest.raises(UserError, match=rf"schedule is no longer the run's \(.*{setting}.* differ"):
+        run(6, "--resume", "--epochs", "6")
+    assert len(metrics(tmp_path)) == 3
 
 
 def test_released_weights_are_no_run(toy_raf, tmp_path, checkpoint_file):

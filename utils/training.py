@@ -12,6 +12,8 @@ from utils.errors import UserError
 from utils.run import Run
 
 LOSS_TERMS = ("loss", "cross_entropy", "affinity", "partition")
+# What changes in the state of PyTorch's schedulers from step to step; the rest are settings.
+SCHEDULE_COUNTERS = ("last_epoch", "_step_count", "_last_lr", "T_cur", "T_i")
 
 
 @dataclass
@@ -91,8 +93,9 @@ class Training:
         """Put back what `checkpoint` gave.
 
         Raises:
-            UserError: it holds weights alone, or is of another network or optimizer.
+            UserError: it holds weights alone, or is of another network, optimizer or schedule.
         """
+        schedule = self.scheduler.state_dict()
         try:
             self.model.load_state_dict(content["model_state_dict"])
             self.optimizer.load_state_dict(content["optimizer_state_dict"])
@@ -112,6 +115,15 @@ class Training:
             raise UserError(
                 f"{self.run.resumed_from}: does not fit this network and recipe ({reason})"
             ) from None
+        # Loading a schedule brings its settings along, such as the number of epochs it is made for.
+        loaded = _settings(self.scheduler.state_dict())
+        changed = [name for name, own in _settings(schedule).items() if loaded.get(name) != own]
+        if changed:
+            raise UserError(
+                f"{self.run.resumed_from}: the recipe's learning-rate schedule is no longer the "
+                f"run's ({', '.join(changed)} differ); go on with that, without more --epochs if "
+                "it depends on them, or start a new run with another --output_dir"
+            )
         self.best_confusion = None if confusion is None else np.array(confusion)
         self.progress = self.fresh_progress()
         self.progress.steps = progress["steps"]
@@ -120,6 +132,14 @@ class Training:
         if self.run.world.is_main:  # each process goes on with sums of its own, which add up
             self.progress.sums += self.progress.sums.new_tensor(progress["sums"])
             self.progress.images = progress["images"]
+
+
+def _settings(schedule: Any) -> Any:
+    """A scheduler's state, and those of the schedulers in it, without what its steps change."""
+    if isinstance(schedule, dict):
+        names = schedule.keys() - SCHEDULE_COUNTERS
+        return {name: _settings(schedule[name]) for name in sorted(names)}
+    return [_settings(part) for part in schedule] if isinstance(schedule, list) else schedule
 
 
 class _LossesOf(nn.Module):
