@@ -92,7 +92,7 @@ def test_class_folders(capsys, tmp_path):
         "val/c/folder.jpg",
         "train/a/0.png",
     ]
-    assert summary == f"{root}: 3 classes, 10 images, 2 bad files, 1 bad labels"
+    assert summary == f"{root}: 3 classes, 10 images, 2 bad files, 1 bad label"
 
 
 @pytest.mark.parametrize(("classes", "count"), [("01234567", 8), ("0123456", 7)])
@@ -118,7 +118,7 @@ def test_a_release_is_to_be_converted_first_and_can_be_checked_then(capsys, tmp_
     capsys.readouterr()
     code, lines, summary = check(capsys, tmp_path)
     assert code == 1 and len(lines) == 1 and lines[0].startswith("train/3/3.jpg: ")
-    assert "16 images, 1 bad files" in summary
+    assert "16 images, 1 bad file," in summary
 
 
 @pytest.mark.parametrize("kind", ["absent", "file", "empty"])

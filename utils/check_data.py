@@ -56,9 +56,13 @@ def check(root: str | os.PathLike, *, workers: int = 1) -> bool:
             bar.update(decoded)
     # A data set in class folders is called as its folder is.
     name = "" if data.name == Path(root).resolve().name else f"{data.name}, "
-    counts = f"{files:,} bad files, {labels:,} bad labels"
+    counts = f"{_bad(files, 'file')}, {_bad(labels, 'label')}"
     print(one_line(f"{root}: {name}{data.num_class} classes, {total:,} images, {counts}"))
     return files + labels == 0
+
+
+def _bad(count: int, what: str) -> str:
+    return f"{count:,} bad {what}{'' if count == 1 else 's'}"
 
 
 def scan(root: Path) -> Scan:

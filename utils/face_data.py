@@ -113,13 +113,15 @@ class Scan(NamedTuple):
         """The data set, where nothing is wrong with it.
 
         Raises:
-            UserError: how many problems there are, the first five, and how to see all.
+            UserError: how many problems there are, the first five, and how to see more.
         """
         if not self.problems:
             return self.data
         count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        shown, more = self.problems[:5], ""
+        if len(self.problems) > len(shown):
+            more = f"; for the whole list: python utils/check_data.py {shlex.quote(str(root))}"
         raise UserError(
-            f"{root}: {count}: {'; '.join(map(str, self.problems[:5]))}; "
-            "mend the data set or get another copy; "
-            f"for the whole list: python utils/check_data.py {shlex.quote(str(root))}"
+            f"{root}: {count}: {'; '.join(map(str, shown))}; "
+            f"mend the data set or get another copy{more}"
         )
