@@ -91,6 +91,8 @@ def _weights(folder: Path) -> None:
     torch.save({"model_state_dict": seven, **ours}, folder / "best.pth")
     other = {**ours, "class_names": list(AFFECTNET[:7]), "config": {"raf_path": "raf"}}
     torch.save({"model_state_dict": seven, **other}, folder / "other_data.pth")
+    toy = {**ours, "config": {"raf_path": "faces", "toy": True}}
+    torch.save({"model_state_dict": seven, **toy}, folder / "toy.pth")
     whole = (folder / "best.pth").read_bytes()
     (folder / "cut.pth").write_bytes(whole[: len(whole) // 2])
     lacking = {key: value for key, value in seven.items() if key != "features.0.weight"}

@@ -1,6 +1,7 @@
 """The data set that a network was trained on, found again by what its checkpoint says."""
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,6 +52,15 @@ def read_data(trained: TrainedModel) -> FaceData | None:
     flag = _flag(config)
     if flag is None:
         return None
+    if not os.path.isdir(config[flag]):
+        remedy = "put them there, or a link to them,"
+        if trained.toy:
+            command = f"python {RECIPES[flag].script} --evaluate --checkpoint"
+            remedy = f"draw them by {command} {shlex.quote(str(trained.path))}"
+        raise UserError(
+            f"{config[flag]}: no such folder, but {trained.path} was trained on the data there; "
+            f"{remedy} or name --images"
+        )
     data = RECIPES[flag].read(config)
     if data.class_names != trained.class_names:
         raise UserError(
