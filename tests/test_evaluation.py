@@ -12,6 +12,7 @@ from PIL import Image
 import affectnet
 import rafdb
 from networks.dan import DAN
+from tests.conftest import SMALL
 from utils import checkpoint
 from utils.errors import UserError
 from utils.images import read_rgb
@@ -63,6 +64,21 @@ def test_files_and_table(toy_raf, small_run, tmp_path, capsys):
     assert "balanced accuracy" in printed and "precision" in printed and "surprise" in printed
     evaluate(toy_raf, tmp_path / "best.pth")
     assert not (folder / "tsne.png").exists()  # it would be that of other features
+
+
+def test_an_overwritten_run_takes_its_evaluations_along(toy_raf, small_run, tmp_path):
+    """They would pass for those of the new one; what somebody else put there stays."""
+    for name in ("best", "last"):
+        shutil.copy(small_run / f"{name}.pth", tmp_path)
+        evaluate(toy_raf, tmp_path / f"{name}.pth", "--tsne")
+        said = json.loads((tmp_path / f"{name}-evaluation" / "metrics.json").read_text())
+        assert said["epoch"] == checkpoint.load(tmp_path / f"{name}.pth")["iter"]
+    mine = tmp_path / "last-evaluation" / "mine.txt"
+    mine.touch()
+    flags = ["--raf_path", str(toy_raf), "--output_dir", str(tmp_path), *SMALL]
+    rafdb.main([*flags, "--overwrite", "--epochs", "1"])
+    assert not (tmp_path / "best-evaluation").exists()
+    assert list(mine.parent.iterdir()) == [mine]
 
 
 def test_probabilities_are_the_models(toy_raf, released, tmp_path):

@@ -172,6 +172,11 @@ def run_folder(run_name: str, *, toy: bool = False) -> Path:
     return Path("models") / f"{'toy-' if toy else ''}{run_name}"
 
 
+def evaluation_folder(checkpoint: Path) -> Path:
+    """Where an evaluation's results go that names no folder."""
+    return checkpoint.with_name(f"{checkpoint.stem}-evaluation")
+
+
 def add_device_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N"

@@ -9,6 +9,7 @@ from sklearn.manifold import TSNE
 from torch import nn
 
 from utils import plots
+from utils.cli import evaluation_folder
 from utils.data import FaceLoader
 from utils.distributed import World
 from utils.engine import Evaluation, evaluate
@@ -52,8 +53,7 @@ def evaluate_trained(
         UserError: the checkpoint is of other classes, heads or data.
     """
     _check_fit(trained, data, args)
-    beside = trained.path.with_name(f"{trained.path.stem}-evaluation")
-    run = set_up(args, data, world, output_dir=beside)
+    run = set_up(args, data, world, output_dir=evaluation_folder(trained.path))
     loader = FaceLoader(
         data.val,
         batch_size=args.batch_size,
@@ -106,6 +106,7 @@ def _write(
     folder, metrics, names = run.output_dir, evaluation.metrics, data.class_names
     summary = {
         "checkpoint": str(trained.path),
+        "epoch": trained.epoch,
         "dataset": run.title,
         **{name: getattr(run.args, name) for name in sorted(run.args.own)},
         "precision": run.precision,

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from utils import checkpoint
-from utils.cli import NOT_OF_THE_TRAINING, is_plain, run_folder
+from utils.cli import NOT_OF_THE_TRAINING, evaluation_folder, is_plain, run_folder
 from utils.distributed import World
 from utils.errors import UserError
 from utils.trained_on import check_recipe
@@ -23,6 +23,13 @@ FREE = ("epochs", "workers", "skip_bad_images", "compile", "deterministic")
 # By these a folder is known to hold a run.
 RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
 RESULTS = (*RUN_FILES, "curves.png", "confusion_matrix.png", "bad_images.csv")
+EVALUATED = (
+    "metrics.json",
+    "predictions.csv",
+    "tsne.png",
+    "confusion_matrix.png",
+    "bad_images.csv",
+)
 # Seconds for which a run that was ended may still hold its folder: it saves first, and after a
 # SIGKILL its workers take five seconds to notice.
 PATIENCE = 10
@@ -131,9 +138,15 @@ def hold(lock: FileLock, folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the results of a run that is overwritten."""
+    """Remove the results of a run that is overwritten, and of its evaluations."""
     for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
+    for checkpoint_name in ("best.pth", "last.pth"):
+        evaluated = evaluation_folder(folder / checkpoint_name)
+        for name in EVALUATED:
+            (evaluated / name).unlink(missing_ok=True)
+        if evaluated.is_dir() and not any(evaluated.iterdir()):
+            evaluated.rmdir()
     clear_temporary(folder)
 
 
