@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -335,9 +336,38 @@ def test_a_schedule_goes_on_but_not_as_another(toy_raf, tmp_path, monkeypatch, s
 
     run(4, "--epochs", "2")
     run(4, "--resume", "--epochs", "3")
-    with pytest.raises(UserError, match=rf"schedule is no longer the run's \(.*{setting}.* differ"):
+    with pytest.raises(UserError, match=rf"schedule is no longer the run's \(.*{setting}.*\)"):
         run(6, "--resume", "--epochs", "6")
     assert len(metrics(tmp_path)) == 3
+
+
+SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "says"),
+    [
+        (partial(SGD, momentum=0.9), ADAMW, "does not fit this network and recipe"),
+        (SGD, ADAMW, "no longer the run's .*betas"),
+        (ADAMW, SGD, "no longer the run's .*momentum"),
+        (ADAMW, partial(ADAMW, weight_decay=0.1), r"no longer the run's \(weight_decay\)"),
+        (ADAM, ADAMW, "no longer the run's .*weight_decay"),
+    ],
+)
+def test_an_optimizer_goes_on_but_not_as_another(toy_raf, tmp_path, monkeypatch, own, other, says):
+    """Loaded, it would bring its settings along, or lack what the other one needs."""
+
+    def run(optimizer, *flags):
+        monkeypatch.setattr(
+            torch.optim, "SGD", lambda parameters, lr, **_: optimizer(parameters, lr)
+        )
+        raf(toy_raf, tmp_path, *flags)
+
+    run(own, "--epochs", "1")
+    run(own, "--resume", "--epochs", "2")
+    with pytest.raises(UserError, match=says):
+        run(other, "--resume", "--epochs", "3")
+    assert len(metrics(tmp_path)) == 2
 
 
 def test_released_weights_are_no_run(toy_raf, tmp_path, checkpoint_file):

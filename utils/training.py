@@ -12,8 +12,11 @@ from utils.errors import UserError
 from utils.run import Run
 
 LOSS_TERMS = ("loss", "cross_entropy", "affinity", "partition")
-# What changes in the state of PyTorch's schedulers from step to step; the rest are settings.
+# What is no setting in the state of PyTorch's schedulers, since it changes from step to step,
 SCHEDULE_COUNTERS = ("last_epoch", "_step_count", "_last_lr", "T_cur", "T_i")
+# and in the groups of its optimizers: what schedulers set there, and the choice of a kernel.
+SCHEDULED = ("params", "lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
+KERNELS = ("foreach", "fused", "capturable")
 
 
 @dataclass
@@ -95,14 +98,10 @@ class Training:
         Raises:
             UserError: it holds weights alone, or is of another network, optimizer or schedule.
         """
-        schedule = self.scheduler.state_dict()
+        parts = ("model", "optimizer", "criterion", "scheduler")
         try:
-            self.model.load_state_dict(content["model_state_dict"])
-            self.optimizer.load_state_dict(content["optimizer_state_dict"])
-            self.criterion.load_state_dict(content["criterion_state_dict"])
-            self.scheduler.load_state_dict(content["scheduler_state_dict"])
-            torch.set_rng_state(content["rng_state"])
-            progress = content["progress"]
+            states = {part: content[f"{part}_state_dict"] for part in parts}
+            random, progress = content["rng_state"], content["progress"]
             self.history = list(content["metrics"])
             confusion = content["best_confusion"]
         except KeyError as error:
@@ -110,19 +109,24 @@ class Training:
                 f"{self.run.resumed_from}: holds no {error.args[0]}, so no run can go on from it; "
                 "give a last.pth of a run"
             ) from None
-        except (RuntimeError, ValueError) as error:
+        recipe = self._settings()
+        try:
+            for part, state in states.items():
+                getattr(self, part).load_state_dict(state)
+            torch.set_rng_state(random)
+        except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{self.run.resumed_from}: does not fit this network and recipe ({reason})"
             ) from None
-        # Loading a schedule brings its settings along, such as the number of epochs it is made for.
-        loaded = _settings(self.scheduler.state_dict())
-        changed = [name for name, own in _settings(schedule).items() if loaded.get(name) != own]
+        # States bring settings along, such as a weight decay, or the epochs of a schedule.
+        loaded = self._settings()
+        changed = [name for name, own in recipe.items() if loaded.get(name) != own]
         if changed:
             raise UserError(
-                f"{self.run.resumed_from}: the recipe's learning-rate schedule is no longer the "
-                f"run's ({', '.join(changed)} differ); go on with that, without more --epochs if "
-                "it depends on them, or start a new run with another --output_dir"
+                f"{self.run.resumed_from}: the recipe's optimizer or learning-rate schedule is no "
+                f"longer the run's ({', '.join(changed)}); put that back, leave out --epochs if "
+                "the schedule depends on it, or start a new run with another --output_dir"
             )
         self.best_confusion = None if confusion is None else np.array(confusion)
         self.progress = self.fresh_progress()
@@ -133,13 +137,24 @@ class Training:
             self.progress.sums += self.progress.sums.new_tensor(progress["sums"])
             self.progress.images = progress["images"]
 
+    def _settings(self) -> dict[str, Any]:
+        """Those of optimizer and schedule, by name; for the optimizer's groups in a list."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        names = groups[0].keys() - {*SCHEDULED, *KERNELS}
+        if "max_momentum" in groups[0]:
+            names -= {"momentum", "betas"}  # a schedule moves them, too
+        optimizer = {name: [group.get(name) for group in groups] for name in sorted(names)}
+        return {**optimizer, **_without_counters(self.scheduler.state_dict())}
 
-def _settings(schedule: Any) -> Any:
-    """A scheduler's state, and those of the schedulers in it, without what its steps change."""
+
+def _without_counters(schedule: Any) -> Any:
+    """A scheduler's state, and those of the schedulers in it."""
     if isinstance(schedule, dict):
         names = schedule.keys() - SCHEDULE_COUNTERS
-        return {name: _settings(schedule[name]) for name in sorted(names)}
-    return [_settings(part) for part in schedule] if isinstance(schedule, list) else schedule
+        return {name: _without_counters(schedule[name]) for name in sorted(names)}
+    if isinstance(schedule, list):
+        return [_without_counters(part) for part in schedule]
+    return schedule
 
 
 class _LossesOf(nn.Module):
