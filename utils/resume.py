@@ -47,19 +47,16 @@ def take_run_flags(args: argparse.Namespace, world: World) -> None:
         path = _named(args.resume)
         args.output_dir = args.output_dir or str(path.parent)
         _adopt(args, path, _load(path))
-    elif args.resume and (args.output_dir or not args.own & args.given):
+    elif args.resume and not _folder_follows_from_data(args):
         path = Path(args.output_dir or run_folder(args.run_name, toy=args.toy)) / "last.pth"
         if path.is_file():
             args.output_dir = str(path.parent)
             _adopt(args, path, _load(path))
-        elif world.is_main:
-            print(
-                f"{path.parent}: no run to go on with, so one starts; --resume FILE names another",
-                flush=True,
-            )
+        else:
+            _say_that_one_starts(path.parent, world)
 
 
-def find(args: argparse.Namespace, folder: Path) -> Path | None:
+def find(args: argparse.Namespace, folder: Path, world: World) -> Path | None:
     """The checkpoint to go on from, None for a run that starts.
 
     Raises:
@@ -70,6 +67,8 @@ def find(args: argparse.Namespace, folder: Path) -> Path | None:
         path = _named(args.resume)
     elif args.resume and last.is_file():
         path = last
+    elif args.resume and _folder_follows_from_data(args):
+        _say_that_one_starts(folder, world)
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if not held or args.overwrite or (path is not None and last.exists() and path.samefile(last)):
         return path
@@ -158,6 +157,19 @@ def clear_temporary(folder: Path) -> None:
 
 def _is_free(name: str) -> bool:
     return name in FREE or name.endswith("_path")
+
+
+def _folder_follows_from_data(args: argparse.Namespace) -> bool:
+    """Whether a bare --resume leads to a folder that is not known before the data are read."""
+    return args.resume is True and "output_dir" not in args.given and bool(args.own & args.given)
+
+
+def _say_that_one_starts(folder: Path, world: World) -> None:
+    if world.is_main:
+        print(
+            f"{folder}: no run to go on with, so one starts; --resume FILE names another",
+            flush=True,
+        )
 
 
 def _words(value: Any) -> str:

@@ -81,7 +81,7 @@ def set_up(
         lock = resume.lock_of(folder)
         if world.is_main and folder.is_dir():  # before another run's last step is read
             resume.hold(lock, folder)
-        path = resume.find(args, folder)
+        path = resume.find(args, folder, world)
         content = None if path is None else resume.read(path, args, fingerprint)
     device = resolve_device(args.device)
     autocast = resolve_precision(args.precision, device)
