@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from utils import toy_faces
 from utils.errors import UserError
 from utils.labels import AFFECTNET, AFFECTNET_COUNTS, RAFDB
+from utils.readers import read_rafdb
 from utils.toy.action_units import (
     AU_NAMES,
     EXPRESSION_UNITS,
@@ -265,6 +266,14 @@ def test_a_finished_set_is_kept_and_one_of_other_parameters_replaced(tmp_path):
     assert len(list((root / "Image/aligned").iterdir())) == 16
     assert read_toy_set(root) == ToySet("rafdb", seed=0, train=9, test=7, num_class=7)
     assert os.listdir(tmp_path) == ["set"]
+
+
+def test_a_set_that_lacks_an_image_is_to_be_removed(tmp_path):
+    """There is no other copy to get."""
+    write_rafdb(tmp_path / "raf", train=7, test=7)
+    (tmp_path / "raf/Image/aligned/train_00003_aligned.jpg").unlink()
+    with pytest.raises(UserError, match="train_00003.*remove the folder, which --toy draws anew"):
+        read_rafdb(tmp_path / "raf")
 
 
 def test_a_set_of_an_older_renderer_is_drawn_again(tmp_path):

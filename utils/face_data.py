@@ -12,6 +12,7 @@ import numpy as np
 
 from utils import labels
 from utils.errors import UserError
+from utils.toy.sets import MARKER
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Scan(NamedTuple):
         shown, more = self.problems[:5], ""
         if len(self.problems) > len(shown):
             more = f"; for the whole list: python utils/check_data.py {shlex.quote(str(root))}"
-        raise UserError(
-            f"{root}: {count}: {'; '.join(map(str, shown))}; "
-            f"mend the data set or get another copy{more}"
-        )
+        remedy = "mend the data set or get another copy"
+        if os.path.exists(root / MARKER):
+            remedy = "remove the folder, which --toy draws anew"
+        raise UserError(f"{root}: {count}: {'; '.join(map(str, shown))}; {remedy}{more}")

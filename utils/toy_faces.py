@@ -32,9 +32,8 @@ from utils.labels import AFFECTNET
 from utils.outputs import check_file, encode_picture, write_picture, writing
 from utils.progress import progress
 from utils.toy.drawing import ToyFace, draw_face
-from utils.toy.sets import SPLITS, ToySet
+from utils.toy.sets import MARKER, SPLITS, ToySet
 
-MARKER = "toy.json"  # in a finished set's folder: what it was drawn from
 FACES_PER_TASK = 50
 DEFAULT_TRAIN = {"rafdb": 700, "affectnet": 1800}
 DEFAULT_TEST = {"rafdb": 210, "affectnet": 240}
