@@ -65,6 +65,8 @@ RAFDB = {
     "--resume weights/code.pth": "could run code",
     "--resume weights/best.pth": "weights/best.pth: holds no configuration of a run",
     "--resume --evaluate --checkpoint weights/best.pth": "do not go together",
+    "--resume weights/best.pth --overwrite": "--resume and --overwrite do not go together",
+    "--tsne": "--tsne goes together with --evaluate",
     "--output_dir weights --overwrite --raf_path nowhere": "nowhere",
     "--toy --device tpu --raf_path new": "--device tpu",
     "--toy": "raf: exists and is not a toy data set",

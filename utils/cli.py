@@ -207,6 +207,10 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--evaluate and --checkpoint FILE go together")
     if args.evaluate and args.resume:
         parser.error("--evaluate and --resume do not go together")
+    if args.resume and args.overwrite:
+        parser.error("--resume and --overwrite do not go together; leave one out")
+    if args.tsne and not args.evaluate:
+        parser.error("--tsne goes together with --evaluate")
     presets = {**(parser.toy if args.toy else {}), **(EVALUATE if args.evaluate else {})}
     if presets:
         parser.set_defaults(**presets)
