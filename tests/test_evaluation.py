@@ -62,8 +62,10 @@ def test_files_and_table(toy_raf, small_run, tmp_path, capsys):
             assert min(image.size) > 300
     printed = capsys.readouterr().out
     assert "balanced accuracy" in printed and "precision" in printed and "surprise" in printed
+    (folder / "bad_images.csv").touch()
     evaluate(toy_raf, tmp_path / "best.pth")
-    assert not (folder / "tsne.png").exists()  # it would be that of other features
+    for name in ("tsne.png", "bad_images.csv"):
+        assert not (folder / name).exists()  # they would be those of other images
 
 
 def test_an_overwritten_run_takes_its_evaluations_along(toy_raf, small_run, tmp_path):

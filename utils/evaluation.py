@@ -77,6 +77,9 @@ def evaluate_trained(
     )
     if world.is_main:
         make_folder(run.output_dir)
+        with writing(run.output_dir):  # what an earlier evaluation may have left, and this may not
+            for name in ("bad_images.csv", *([] if args.tsne else ["tsne.png"])):
+                (run.output_dir / name).unlink(missing_ok=True)
     note_bad_images(run, loader)
     if world.is_main:
         _write(run, trained, data, evaluation, with_tsne=args.tsne)
@@ -146,9 +149,6 @@ def _write(
             title=f"{run.title}: t-SNE of the pooled features",
         )
         files += " tsne.png"
-    else:
-        with writing(folder / "tsne.png"):
-            (folder / "tsne.png").unlink(missing_ok=True)  # an earlier evaluation's
     print(f"files in {folder}/: {files}")
 
 
