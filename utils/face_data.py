@@ -12,7 +12,7 @@ import numpy as np
 
 from utils import labels
 from utils.errors import UserError
-from utils.toy.sets import MARKER
+from utils.toy import MARKER
 
 
 @dataclass(frozen=True)

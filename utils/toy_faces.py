@@ -31,8 +31,9 @@ from utils.images import IMAGE_SUFFIXES
 from utils.labels import AFFECTNET
 from utils.outputs import check_file, encode_picture, write_picture, writing
 from utils.progress import progress
+from utils.toy import MARKER
 from utils.toy.drawing import ToyFace, draw_face
-from utils.toy.sets import MARKER, SPLITS, ToySet
+from utils.toy.sets import SPLITS, ToySet
 
 FACES_PER_TASK = 50
 DEFAULT_TRAIN = {"rafdb": 700, "affectnet": 1800}

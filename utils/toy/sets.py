@@ -14,7 +14,6 @@ from utils.toy.identity import draw_identity
 
 RENDERER = 1  # to be raised whenever the same parameters come to draw other faces
 FACES_PER_PERSON = 4
-MARKER = "toy.json"  # in a finished set's folder: what it was drawn from
 SPLITS = ("train", "test")  # test is what AffectNet calls val
 IMAGE_SIZE = {"rafdb": 100, "affectnet": 224}  # pixels, as released
 AFFECTNET_FOLDERS = {"train": "train_set", "test": "val_set"}
