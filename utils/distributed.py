@@ -35,6 +35,11 @@ class World:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Print, once for all processes."""
+        if self.is_main:
+            print(text, flush=True)
+
     def progress(self, iterable: Iterable | None = None, **kwargs) -> tqdm:
         """How far an iterable has come, shown by the main process."""
         return progress(iterable, shown=self.is_main, **kwargs)

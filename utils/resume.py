@@ -165,11 +165,7 @@ def _folder_follows_from_data(args: argparse.Namespace) -> bool:
 
 
 def _say_that_one_starts(folder: Path, world: World) -> None:
-    if world.is_main:
-        print(
-            f"{folder}: no run to go on with, so one starts; --resume FILE names another",
-            flush=True,
-        )
+    world.say(f"{folder}: no run to go on with, so one starts; --resume FILE names another")
 
 
 def _words(value: Any) -> str:

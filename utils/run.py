@@ -55,8 +55,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
-        if self.world.is_main:
-            print(text, flush=True)
+        self.world.say(text)
 
 
 def set_up(
