@@ -22,6 +22,7 @@ from utils.findings import Findings, output_paths
 from utils.images import IMAGE_SUFFIXES
 from utils.outputs import JsonLines, check_file, check_folder, make_folder
 from utils.pictures import list_files
+from utils.places import checkpoint_file
 from utils.video import VIDEO_SUFFIXES
 from utils.views import Viewer, in_batches
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ---- flags and files -------------------------------------------------------------------------
     args = parse(argv)
     files = list_files(args.image, suffixes=IMAGE_SUFFIXES + VIDEO_SUFFIXES, output=args.output)
-    checkpoint = cli.checkpoint_file(args.checkpoint or default_checkpoint())
+    checkpoint = checkpoint_file(args.checkpoint or default_checkpoint())
     outputs = output_paths(files, check_folder(args.output)) if args.output else None
     if args.json:
         check_file(args.json)

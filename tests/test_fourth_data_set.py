@@ -43,7 +43,7 @@ def recipe(*argv):
     parser, group = cli.recipe_parser(__doc__, batch_size=8, lr=1e-4, epochs=1, run_name="listed")
     group.add_argument("--listed_path", default="faces")
     group.add_argument("--folds", type=int, nargs="+", default=[0])
-    group.add_argument("--masks_path", help="of no run here, as it may be with a flag")
+    group.add_argument("--masks_path", help="a second path, which may be left out")
     args = cli.parse(parser, argv)
     world = distributed.join(args.device)
     resume.take_run_flags(args, world)

@@ -16,9 +16,9 @@ from typing import IO, Any
 
 import torch
 
-from utils.cli import checkpoint_file
 from utils.errors import UserError
 from utils.outputs import writing
+from utils.places import checkpoint_file
 
 # What a damaged file makes PyTorch raise, whose unpickler trusts the file to be well formed.
 _DAMAGED = (

@@ -2,15 +2,12 @@
 
 import argparse
 import difflib
-import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.errors import UserError
+from utils.places import default_folder
 
 MSCELEB = "models/resnet18_msceleb.pth"
 IMAGE_SIZES = range(32, 4097)  # from 32 on a position is left where ResNet-18 has halved it 5 times
@@ -137,13 +134,13 @@ def recipe_parser(
         "--deterministic", action="store_true", help="bit-identical runs on a GPU, too; slower"
     )
 
-    toy_folder = f"{run_folder(run_name, toy=True)} with --toy, " if toy else ""
+    toy_folder = f"{default_folder(run_name, toy=True)} with --toy, " if toy else ""
     group = parser.add_argument_group("files")
     group.add_argument(
         "--output_dir",
         metavar="DIR",
-        help=f"where results go (default: {run_folder(run_name)}, {toy_folder}or as other data are "
-        "called; with --evaluate beside the checkpoint)",
+        help=f"where results go (default: {default_folder(run_name)}, {toy_folder}or as other data "
+        "are called; with --evaluate beside the checkpoint)",
     )
     group.add_argument(
         "--resume",
@@ -165,16 +162,6 @@ def recipe_parser(
     group.add_argument("--tsne", action="store_true", help="also draw the features by t-SNE")
     parser.shared = frozenset(vars(parser.parse_args([])))
     return parser, data
-
-
-def run_folder(run_name: str, *, toy: bool = False) -> Path:
-    """Where a run's results go that names no folder."""
-    return Path("models") / f"{'toy-' if toy else ''}{run_name}"
-
-
-def evaluation_folder(checkpoint: Path) -> Path:
-    """Where an evaluation's results go that names no folder."""
-    return checkpoint.with_name(f"{checkpoint.stem}-evaluation")
 
 
 def add_device_flag(parser: argparse._ActionsContainer) -> None:
@@ -234,26 +221,6 @@ def is_plain(value: object) -> bool:
     """Whether a flag's value can be kept by checkpoints and by config.json as it is."""
     values = value if isinstance(value, list) else [value]
     return all(isinstance(value, int | float | str | None) for value in values)
-
-
-def checkpoint_file(path: str | os.PathLike) -> Path:
-    """A file that a flag names, found to be there before PyTorch is imported.
-
-    Raises:
-        UserError: it is not, or is a folder.
-    """
-    path = Path(path)
-    if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder; give a file, such as the best.pth of a run")
-    if os.path.isfile(path):
-        return path
-    last = path.with_name("last.pth")
-    if path.name == "best.pth" and os.path.isfile(last):
-        raise UserError(
-            f"{path}: not there yet, its run was interrupted in the first epoch; use {last}, "
-            f"or go on with the run by --resume {shlex.quote(str(last))}"
-        )
-    raise UserError(f"{path}: no such checkpoint; check the path")
 
 
 def positive_int(text: str) -> int:

@@ -9,7 +9,6 @@ from sklearn.manifold import TSNE
 from torch import nn
 
 from utils import plots
-from utils.cli import evaluation_folder
 from utils.data import FaceLoader
 from utils.distributed import World
 from utils.engine import Evaluation, evaluate
@@ -18,6 +17,7 @@ from utils.face_data import FaceData
 from utils.failures import explained
 from utils.metrics import per_class_table
 from utils.outputs import make_folder, writing
+from utils.places import evaluation_folder
 from utils.run import Run, set_up
 from utils.run_folder import note_bad_images
 from utils.trained import TrainedModel, read_trained

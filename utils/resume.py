@@ -10,9 +10,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from utils import checkpoint
-from utils.cli import NOT_OF_THE_TRAINING, evaluation_folder, is_plain, run_folder
+from utils.cli import NOT_OF_THE_TRAINING, is_plain
 from utils.distributed import World
 from utils.errors import UserError
+from utils.places import default_folder, evaluation_folder
 from utils.trained_on import check_recipe
 
 # Where a run goes on may be another machine and another folder.
@@ -48,7 +49,7 @@ def take_run_flags(args: argparse.Namespace, world: World) -> None:
         args.output_dir = args.output_dir or str(path.parent)
         _adopt(args, path, _load(path))
     elif args.resume and not _folder_follows_from_data(args):
-        path = Path(args.output_dir or run_folder(args.run_name, toy=args.toy)) / "last.pth"
+        path = Path(args.output_dir or default_folder(args.run_name, toy=args.toy)) / "last.pth"
         if path.is_file():
             args.output_dir = str(path.parent)
             _adopt(args, path, _load(path))

@@ -12,12 +12,13 @@ from filelock import FileLock
 from torch import nn
 
 from utils import checkpoint, labels, resume
-from utils.cli import MSCELEB, NOT_OF_THE_TRAINING, run_folder
+from utils.cli import MSCELEB, NOT_OF_THE_TRAINING
 from utils.device import device_name, resolve_device, resolve_precision
 from utils.distributed import ALONE, World
 from utils.errors import UserError
 from utils.face_data import FaceData
 from utils.outputs import check_folder
+from utils.places import default_folder
 from utils.seed import seed_everything
 
 MSCELEB_URL = "https://drive.google.com/file/d/1u2NtY-5DVlTunfN4yxfxys5n8uh7sc3n/view?usp=sharing"
@@ -72,7 +73,7 @@ def set_up(
             go on with these flags or data.
     """
     if args.output_dir is None:
-        args.output_dir = str(output_dir or run_folder(data.run_name, toy=args.toy))
+        args.output_dir = str(output_dir or default_folder(data.run_name, toy=args.toy))
     folder, fingerprint = Path(args.output_dir), data.fingerprint()
     check_folder(folder)
     path, content, lock = None, None, None
