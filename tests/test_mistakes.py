@@ -144,6 +144,8 @@ AFFECTNET = {
     "--toy": "aff: exists and is not a toy data set",
     "--toy --aff_path aff_raw": "aff_raw/toy.json: damaged",
     "--pretrained nothing.pth": "nothing.pth: no such weights",
+    f"--pretrained {300 * 'x'}.pth": "xxx.pth: no such weights",
+    "--pretrained weights": "weights: is a folder; give a file",
 }
 
 AFFECTNET_EVALUATE = {

@@ -135,7 +135,7 @@ def read_pretrained(name: str) -> dict[str, Any] | None:
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
         except OSError as error:  # urllib's errors are OSErrors
             raise UserError(f"--pretrained imagenet: cannot download {url} ({error})") from None
-    if not Path(name).is_file():
+    if not os.path.exists(name):
         where = f"; the MS-Celeb-1M weights are at {MSCELEB_URL}" if name == MSCELEB else ""
         raise UserError(f"{name}: no such weights{where}; or start without: --pretrained none")
     return checkpoint.load(name)
