@@ -151,7 +151,7 @@ def _affect_net(root: Path) -> None:
     (root / "aff_unfinished/.conversion_unfinished").touch()
     shutil.rmtree(root / "aff_empty_class/val/4")
     write_npy_release(root / "aff_raw", codes, [*range(8)])
-    (root / "aff_raw/toy.json").mkdir()
+    (root / "aff_raw/toy.json").write_text("{")
 
 
 def _class_folders(root: Path) -> None:

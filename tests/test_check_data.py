@@ -121,9 +121,9 @@ def test_a_release_is_to_be_converted_first_and_can_be_checked_then(capsys, tmp_
     assert "16 images, 1 bad file," in summary
 
 
-@pytest.mark.parametrize("kind", ["absent", "file", "empty"])
+@pytest.mark.parametrize("kind", ["absent", "long", "file", "empty"])
 def test_where_no_data_set_is(tmp_path, kind):
-    path = tmp_path / "place"
+    path = tmp_path / (300 * "x" * (kind == "long") + "place")
     if kind == "file":
         path.touch()
     if kind == "empty":

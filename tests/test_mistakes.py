@@ -34,6 +34,8 @@ class Row(NamedTuple):
     unless_root: bool = False  # for whom permissions do not count
 
 
+LONG = 300 * "x"  # longer than a file's name may be
+
 RAFDB = {
     # flags
     "--batchsize 3": "--batchsize 3 (did you mean --batch_size?)",
@@ -60,6 +62,7 @@ RAFDB = {
     "--device cuda:": "--device cuda:",
     "--device cuda:77": "--device cuda:77",
     "--resume nothing.pth": "--resume nothing.pth: no such checkpoint",
+    f"--resume {LONG}": "xxx: no such checkpoint",
     "--resume weights/a_folder.pth": "weights/a_folder.pth",
     "--resume weights/page.pth": "web page",
     "--resume weights/code.pth": "could run code",
@@ -71,6 +74,7 @@ RAFDB = {
     "--toy --device tpu --raf_path new": "--device tpu",
     "--toy": "raf: exists and is not a toy data set",
     "--toy --raf_path file/toy": "file/toy: cannot be written",
+    f"--toy --raf_path {LONG}": "File name too long",
     # data
     "--raf_path nowhere": "--toy",
     "--raf_path file": "file",
@@ -103,6 +107,8 @@ RAFDB = {
     "--output_dir file": "file: cannot be written",
     "--output_dir file/run": "file/run: cannot be written",
     "--output_dir link": "link: cannot be written",
+    f"--output_dir {LONG}": "xxx: cannot be written (File name too long)",
+    f"--output_dir {LONG} --resume": "xxx: cannot be written (File name too long)",
     "--output_dir forbidden/run": Row("forbidden/run: cannot be written", unless_root=True),
     "--evaluate": "--checkpoint FILE",
     "--checkpoint x.pth": "--evaluate",
@@ -110,6 +116,7 @@ RAFDB = {
 
 RAFDB_EVALUATE = {
     "x.pth": "x.pth: no such checkpoint",
+    "https://host/best.pth": "https://host/best.pth: is an address; download the file",
     "weights/a_folder.pth": "weights/a_folder.pth",
     "weights/page.pth": "web page",
     "weights/affecnet7.pth": "trained by affectnet.py; evaluate it with",
@@ -144,7 +151,7 @@ AFFECTNET = {
     "--toy": "aff: exists and is not a toy data set",
     "--toy --aff_path aff_raw": "aff_raw/toy.json: damaged",
     "--pretrained nothing.pth": "nothing.pth: no such weights",
-    f"--pretrained {300 * 'x'}.pth": "xxx.pth: no such weights",
+    f"--pretrained {LONG}.pth": "xxx.pth: no such weights",
     "--pretrained weights": "weights: is a folder; give a file",
 }
 
@@ -171,7 +178,7 @@ DEMO = {
     # files
     "--image nowhere.jpg": "nowhere.jpg: no such file",
     "--image link": "link: no such file",
-    f"--image {300 * 'x'}.jpg": "xxx.jpg: no such file",
+    f"--image {LONG}.jpg": "xxx.jpg: no such file",
     "--image nowhere.jpg nor_there.jpg": "nor_there.jpg: no such file",
     "--image folder": "folder: has no files ending in .jpg",
     "--image broken/cut.jpg": "broken/cut.jpg: cannot be read",
@@ -248,6 +255,7 @@ GRAD_CAM = {
 
 CONVERT = {
     "--aff_path nowhere": "nowhere: no such folder",
+    f"--aff_path {LONG}": "xxx: no such folder",
     "--aff_path file": "file: no such folder",
     "--aff_path folder": "train_set ... Manually_Annotated_Images ... affectnet.csv",
     "--aff_path releases/no_val": "val_set/images: missing",

@@ -71,13 +71,13 @@ def scan(root: Path) -> Scan:
     Raises:
         UserError: nothing that is known, or as the scan of what was recognised.
     """
-    if any((root / name).exists() for name in ("EmoLabel", "Image")):
+    if any(os.path.exists(root / name) for name in ("EmoLabel", "Image")):
         return scan_rafdb(root)
-    if any((root / name).exists() for name in ("train", *RAW_AFFECTNET)):
+    if any(os.path.exists(root / name) for name in ("train", *RAW_AFFECTNET)):
         # What was converted without contempt has no folder for it, which is no mistake.
         folders = {path.name for split in ("train", "val") for path in root.glob(f"{split}/*/")}
         return scan_affectnet(root, num_class=7 if folders == set("0123456") else None)
-    what = "no data set here" if root.is_dir() else "no such folder"
+    what = "no data set here" if os.path.isdir(root) else "no such folder"
     raise UserError(
         f"{root}: {what}; looked for EmoLabel/ and Image/aligned/ (RAF-DB), and for train/ with "
         "val/ or test/ (a folder of images a class)"

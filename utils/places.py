@@ -23,6 +23,8 @@ def checkpoint_file(path: str | os.PathLike) -> Path:
     Raises:
         UserError: it is not, or is a folder.
     """
+    if "://" in str(path):
+        raise UserError(f"{path}: is an address; download the file, and give its path")
     path = Path(path)
     if os.path.isdir(path):
         raise UserError(f"{path}: is a folder; give a file, such as the best.pth of a run")

@@ -1,6 +1,7 @@
 """Going on with a run: what it goes on from, whose flags hold, and what is never overwritten."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ def take_run_flags(args: argparse.Namespace, world: World) -> None:
         _adopt(args, path, _load(path))
     elif args.resume and not _folder_follows_from_data(args):
         path = Path(args.output_dir or default_folder(args.run_name, toy=args.toy)) / "last.pth"
-        if path.is_file():
+        if os.path.isfile(path):
             args.output_dir = str(path.parent)
             _adopt(args, path, _load(path))
         else:
@@ -66,11 +67,11 @@ def find(args: argparse.Namespace, folder: Path, world: World) -> Path | None:
     last, path = folder / "last.pth", None
     if isinstance(args.resume, str):
         path = _named(args.resume)
-    elif args.resume and last.is_file():
+    elif args.resume and os.path.isfile(last):
         path = last
     elif args.resume and _folder_follows_from_data(args):
         _say_that_one_starts(folder, world)
-    held = [name for name in RUN_FILES if (folder / name).exists()]
+    held = [name for name in RUN_FILES if os.path.exists(folder / name)]
     if not held or args.overwrite or (path is not None and last.exists() and path.samefile(last)):
         return path
     go_on = f"go on with it by --resume {shlex.quote(str(last))}, " if last.exists() else ""
@@ -176,8 +177,8 @@ def _words(value: Any) -> str:
 
 def _named(resume: str) -> Path:
     path = Path(resume)
-    path = path / "last.pth" if path.is_dir() else path
-    if not path.is_file():
+    path = path / "last.pth" if os.path.isdir(path) else path
+    if not os.path.isfile(path):
         raise UserError(f"--resume {resume}: no such checkpoint; check the path")
     return path
 

@@ -79,7 +79,7 @@ def set_up(
     path, content, lock = None, None, None
     if not args.evaluate:
         lock = resume.lock_of(folder)
-        if world.is_main and folder.is_dir():  # before another run's last step is read
+        if world.is_main and os.path.isdir(folder):  # before another run's last step is read
             resume.hold(lock, folder)
         path = resume.find(args, folder, world)
         content = None if path is None else resume.read(path, args, fingerprint)

@@ -85,12 +85,16 @@ def write_affectnet(
 
 def read_toy_set(root: str | os.PathLike) -> ToySet | None:
     """What the finished set in a folder was drawn from; None if there is no toy set."""
+    path = Path(root) / MARKER
     try:
-        return ToySet(**json.loads((Path(root) / MARKER).read_text()))
+        return ToySet(**json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{Path(root) / MARKER}: damaged; remove the folder") from None
+    except OSError as error:
+        reason = error.strerror
+        raise UserError(f"{path}: cannot be read ({reason}); name another folder") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: damaged; remove the folder") from None
 
 
 def redraw_face(image_path: str | os.PathLike) -> ToyFace:

@@ -94,8 +94,7 @@ def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> Trai
         UserError: no such file, not a DAN, weights that are not finite numbers, an unknown class
             order, or entries of other types than ours.
     """
-    path = Path(path)
-    content = load(path)
+    path, content = Path(path), load(path)
     state = _read_weights(path, content)
     num_class = state["fc.weight"].shape[0]
     if "class_names" in content:

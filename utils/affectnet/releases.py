@@ -51,7 +51,7 @@ def read_release(folder: Path) -> Release:
     Raises:
         UserError: there is none, or one with parts missing or malformed.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; put AffectNet there or name it by --aff_path")
     _names(folder)
     if (folder / "train_set").is_dir():
