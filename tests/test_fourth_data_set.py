@@ -1,6 +1,7 @@
 """The README's list for a data set in a format of its own, followed: reader, recipe, RECIPES."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,11 +137,33 @@ def test_its_own_flags_are_those_of_the_training(listed, monkeypatch):
     run_grad_cam.main(["--checkpoint", "models/listed/best.pth", "--device", "cpu"])
     assert {path.name[0] for path in shown} == {"1", "2"}
 
+    # A bare --resume goes on with the run in the default folder where it has the flags given.
+    recipe("--resume", "--folds", "1", "2", "--epochs", "3")
+    recipe("--resume", *path, "--epochs", "4")
+    assert len(pd.read_csv("models/listed/metrics.csv")) == 4
+    # Others may choose data with a folder of their own, so they are read first.
     with pytest.raises(UserError, match=r"--folds 1 \(it has 1 2\)"):
         recipe("--resume", *path, "--folds", "1")
-    # The folder follows from data that given flags chose; those that were not, are the run's.
     with pytest.raises(UserError, match="the run has --folds 1 2; .* --resume models/listed"):
-        recipe("--resume", *path)
+        recipe("--resume", "--listed_path", "./elsewhere")
+
+
+def test_a_damaged_run_is_told_where_the_data_lead_to_it(listed, monkeypatch):
+    recipe(*SMALL)
+    last = Path("models/listed/last.pth")
+    last.unlink()  # a link to best.pth
+    last.write_bytes(b"half")
+    with pytest.raises(UserError, match=r"models/listed/last\.pth: not a checkpoint"):
+        recipe("--resume", "--folds", "0")
+
+    original = read_listed
+
+    def read_another(*args):
+        return replace(original(*args), run_name="another")
+
+    monkeypatch.setitem(globals(), "read_listed", read_another)
+    recipe("--resume", "--folds", "1", *SMALL)
+    assert Path("models/another/last.pth").is_file()
 
 
 def test_a_flag_that_no_checkpoint_could_keep(listed):

@@ -39,8 +39,8 @@ PATIENCE = 10
 
 def take_run_flags(args: argparse.Namespace, world: World) -> None:
     """Set the flags that were not given to those of the run that --resume goes on with, so that
-    its data are found. Where the data themselves say which folder it has, as they were chosen by
-    flags, that is looked up later, by `find`.
+    its data are found. Where the recipe's own flags differ from those of the run in the default
+    folder, the data that they choose may lead to another one; `find` looks there later.
 
     Raises:
         UserError: there is no such run, or it has other flags than those that were given.
@@ -49,12 +49,13 @@ def take_run_flags(args: argparse.Namespace, world: World) -> None:
         path = _named(args.resume)
         args.output_dir = args.output_dir or str(path.parent)
         _adopt(args, path, _load(path))
-    elif args.resume and not _folder_follows_from_data(args):
+    elif args.resume:
         path = Path(args.output_dir or default_folder(args.run_name, toy=args.toy)) / "last.pth"
-        if os.path.isfile(path):
+        elsewhere = _folder_follows_from_data(args)
+        if os.path.isfile(path) and (not elsewhere or _has_own_flags(path, args)):
             args.output_dir = str(path.parent)
             _adopt(args, path, _load(path))
-        else:
+        elif not elsewhere:
             _say_that_one_starts(path.parent, world)
 
 
@@ -162,8 +163,19 @@ def _is_free(name: str) -> bool:
 
 
 def _folder_follows_from_data(args: argparse.Namespace) -> bool:
-    """Whether a bare --resume leads to a folder that is not known before the data are read."""
+    """Whether a bare --resume may lead to a folder that is not known before the data are read."""
     return args.resume is True and "output_dir" not in args.given and bool(args.own & args.given)
+
+
+def _has_own_flags(path: Path, args: argparse.Namespace) -> bool:
+    """Whether a run has the recipe's own flags that were given. One that cannot be read has not:
+    if it is the one that is meant, `read` says what is wrong with it."""
+    try:
+        config = checkpoint.load(path).get("config")
+    except UserError:
+        return False
+    given = args.own & args.given
+    return isinstance(config, Mapping) and all(config.get(n) == getattr(args, n) for n in given)
 
 
 def _say_that_one_starts(folder: Path, world: World) -> None:
