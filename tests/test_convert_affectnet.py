@@ -51,10 +51,10 @@ def test_npy_release_becomes_class_folders_of_hard_links(npy, capsys):
     assert result.counts == {"train": [1, 1, 0, 1, 0, 0, 0, 1], "val": [0, 0, 1, 0, 0, 1, 0, 0]}
     assert result.dropped.empty and report(npy) == {}
     assert not (npy / UNFINISHED).exists()
-    printed = capsys.readouterr().out
-    assert "npy release" in printed
-    assert "1 happy 1 134,415 0 500" in " ".join(printed.split())
-    assert "all 4 287,651 2 3,999" in " ".join(printed.split())
+    assert "npy release" in capsys.readouterr().out
+    summary = " ".join(result.summary().split())
+    assert "1 happy 1 134,415 0 500" in summary
+    assert "all 4 287,651 2 3,999" in summary
 
 
 def test_list_has_the_released_columns(npy):
@@ -197,3 +197,4 @@ def test_script_converts(npy):
     done = subprocess.run([*script, npy], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "found the npy release, 6 rows" in done.stdout and len(tree(npy)) == 6
+    assert f"{npy}: 6 images in train/ and val/" in done.stdout

@@ -29,6 +29,7 @@ from utils.outputs import check_file, check_folder, writing
 from utils.progress import progress
 from utils.readers import UNFINISHED
 
+PHASES = ("train", "val")
 # Lies in the output folder and holds the margin of the crops there.
 _MARGIN = ".conversion_margin"
 
@@ -37,8 +38,30 @@ class Conversion(NamedTuple):
     """What a conversion found and wrote."""
 
     release: str
+    output: Path
     counts: dict[str, list[int]]  # images per class, of train and of val
     dropped: pd.DataFrame  # phase, source, label, reason
+
+    def summary(self) -> str:
+        """What came out beside the published counts, and what was dropped, as aligned text."""
+        columns = [counts[p] for p in PHASES for counts in (self.counts, AFFECTNET_COUNTS)]
+        names = [f"{code} {name}" for code, name in enumerate(AFFECTNET)]
+        rows = [*zip(names, *columns, strict=True), ("all", *map(sum, columns))]
+        lines = [f"{'':14}{'train':>8}  published{'val':>8}  published"]
+        lines += ["{:14}{:8,}{:11,}{:8,}{:11,}".format(*row) for row in rows]
+        for reason, number in self.dropped["reason"].value_counts().items():
+            lines.append(f"dropped {number:,}: {reason}")
+        for phase, numbers in self.counts.items():
+            empty = [str(code) for code, number in enumerate(numbers) if number == 0]
+            if empty:
+                lines.append(
+                    f"no image in {phase}/ of {', '.join(empty)}, which training on them needs"
+                )
+        total = sum(map(sum, self.counts.values()))
+        lines.append(
+            f"{self.output}: {total:,} images in train/ and val/; convert_report.csv lists the rest"
+        )
+        return "\n".join(lines)
 
 
 def convert(
@@ -92,7 +115,7 @@ def convert(
         faces.loc[todo.index, "reason"] = pd.Series(list(bar), index=todo.index, dtype=object)
         write_lists(output, faces, source=release.list_path, aside=aside)
         (output / UNFINISHED).unlink()
-    return _summarize(release.name, output, faces)
+    return _conclude(release.name, output, faces)
 
 
 def _with_targets(faces: pd.DataFrame, is_cropped: bool) -> pd.DataFrame:
@@ -145,7 +168,7 @@ def _check_output(output: Path, targets: set[str]) -> set[str]:
 
 
 def _class_folders(output: Path) -> list[Path]:
-    return [output / phase / str(i) for phase in ("train", "val") for i in range(len(AFFECTNET))]
+    return [output / phase / str(i) for phase in PHASES for i in range(len(AFFECTNET))]
 
 
 def _is_temporary(name: str) -> bool:
@@ -177,30 +200,16 @@ def _check_margin(output: Path, margin: float, *, is_new: bool) -> None:
         )
 
 
-def _summarize(release: str, output: Path, faces: pd.DataFrame) -> Conversion:
-    """Print what came out beside the published counts, and what was dropped."""
+def _conclude(release: str, output: Path, faces: pd.DataFrame) -> Conversion:
     is_used = faces["reason"] == ""
     used, dropped = faces[is_used], faces[~is_used]
     if used.empty:
         raise UserError(f"{output}: no row could be used; convert_report.csv says why")
     counts = {}
-    for phase in ("train", "val"):
+    for phase in PHASES:
         number = used.loc[used["phase"] == phase, "label"].value_counts()
         counts[phase] = [int(number.get(code, 0)) for code in range(len(AFFECTNET))]
-    print(f"{'':14}{'train':>8}  published{'val':>8}  published")
-    columns = (counts["train"], AFFECTNET_COUNTS["train"], counts["val"], AFFECTNET_COUNTS["val"])
-    names = [f"{code} {name}" for code, name in enumerate(AFFECTNET)]
-    rows = list(zip(names, *columns, strict=True))
-    for name, *numbers in [*rows, ("all", *map(sum, columns))]:
-        print("{:14}{:8,}{:11,}{:8,}{:11,}".format(name, *numbers))
-    for reason, number in dropped["reason"].value_counts().items():
-        print(f"dropped {number:,}: {reason}")
-    for phase, numbers in counts.items():
-        empty = [str(code) for code, number in enumerate(numbers) if number == 0]
-        if empty:
-            print(f"no image in {phase}/ of {', '.join(empty)}, which training on them needs")
-    print(f"{output}: {len(used):,} images in train/ and val/; convert_report.csv lists the rest")
-    return Conversion(release, counts, dropped[["phase", "source", "label", "reason"]])
+    return Conversion(release, output, counts, dropped[["phase", "source", "label", "reason"]])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -217,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="what is added to each side of a face's box, as a fraction of its length",
     )
     add("--workers", metavar="N", type=int, default=os.cpu_count(), help="processes that crop")
-    convert(**vars(parser.parse_args(argv)))
+    print(convert(**vars(parser.parse_args(argv))).summary())
 
 
 if __name__ == "__main__":
