@@ -272,7 +272,7 @@ def test_a_set_that_lacks_an_image_is_to_be_removed(tmp_path):
     """There is no other copy to get."""
     write_rafdb(tmp_path / "raf", train=7, test=7)
     (tmp_path / "raf/Image/aligned/train_00003_aligned.jpg").unlink()
-    with pytest.raises(UserError, match="train_00003.*remove the folder, which --toy draws anew"):
+    with pytest.raises(UserError, match=r"train_00003.*remove its folder and let --toy draw"):
         read_rafdb(tmp_path / "raf")
 
 

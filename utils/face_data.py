@@ -124,5 +124,5 @@ class Scan(NamedTuple):
             more = f"; for the whole list: python utils/check_data.py {shlex.quote(str(root))}"
         remedy = "mend the data set or get another copy"
         if os.path.exists(root / MARKER):
-            remedy = "remove the folder, which --toy draws anew"
+            remedy = "mend this toy set, or remove its folder and let --toy draw it anew there"
         raise UserError(f"{root}: {count}: {'; '.join(map(str, shown))}; {remedy}{more}")
