@@ -1,6 +1,5 @@
 """The pipelines that the benchmark compares: ours as the recipes run it, beside the yardstick."""
 
-import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from networks.losses import DANLoss
 from tests.bench import yardstick
 from tests.bench.measuring import Stopwatch
 from tests.bench.yardstick import ImageFiles, YardstickTraining
-from utils import engine
+from utils import cli, engine
 from utils.data import FaceLoader
 from utils.face_data import Split
 from utils.labels import RAFDB
@@ -86,12 +85,13 @@ class Source:
 
 def training_of(setup: Setup) -> Training:
     """The recipe's."""
-    args = argparse.Namespace(seed=0, image_size=SIZE, compile=setup.compile)
+    parser, _ = cli.recipe_parser("", batch_size=setup.batch_size, lr=1e-3, epochs=1, run_name="")
+    args = cli.parse(parser, ["--compile"] if setup.compile else [])
     run = Run(args, "toy", RAFDB, setup.device, setup.autocast, output_dir=Path())
     model = DAN(num_class=7).to(setup.device, memory_format=torch.channels_last)
     criterion = DANLoss(num_class=7).to(setup.device)
     parameters = [*model.parameters(), *criterion.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000)
     return Training(run, model.train(), criterion, optimizer, scheduler)
 
