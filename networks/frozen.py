@@ -13,8 +13,8 @@ class FrozenConv2d(nn.Module):
     On the CPU oneDNN reorders the weights of a plain convolution at each call. Here they are
     packed once, in float32 and in bfloat16, into the layout that it computes with, whatever the
     images' number and size. torch.compile does the same to the convolutions that it freezes, with
-    the same operators. Where these are missing, in other dtypes and on other devices, this is a
-    plain convolution.
+    the same operators. Where these are missing, on processors without AVX-512, in other dtypes and
+    on other devices, this is a plain convolution.
 
     There are no gradients. PyTorch raises an error where packed weights are cast, moved, copied
     with deepcopy or pickled.
@@ -63,9 +63,14 @@ class FrozenConv2d(nn.Module):
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether PyTorch has oneDNN's convolutions for such weights on this processor."""
+    """Whether PyTorch has oneDNN's convolutions for such weights on this processor, and is faster
+    with packed ones."""
     onednn = torch.backends.mkldnn
     if weight.device.type != "cpu" or not (onednn.is_available() and onednn.enabled):
+        return False
+    # With AVX2 the layout depends on the images' size, and a reorder from one packed layout to
+    # another takes 100 ms for a 512x512x3x3 weight, where one from a plain layout takes few.
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     if not all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS):
         return False

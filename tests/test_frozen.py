@@ -22,6 +22,12 @@ def layer(*, kernel: int = 3, groups: int = 1) -> tuple[Tensor, Tensor]:
     return weight / weight[0].numel() ** 0.5, bias
 
 
+@pytest.fixture(autouse=True)
+def any_processor(monkeypatch):
+    """Others than those with AVX-512 can pack, too; they are only slower then."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
 def packed_layer() -> FrozenConv2d:
     conv = FrozenConv2d(*(tensor.float() for tensor in layer()))
     if not conv.packed:
@@ -78,6 +84,11 @@ def test_what_cannot_be_packed_is_not(monkeypatch):
     assert not can_pack(torch.zeros(1, device="meta"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not can_pack(torch.zeros(1))
+
+
+def test_what_would_be_slower_packed_is_not(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not can_pack(torch.zeros(1)) and not can_pack(torch.zeros(1, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize(
