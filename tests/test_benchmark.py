@@ -25,6 +25,5 @@ def test_every_line_of_the_table(monkeypatch, capsys):
         "latency",
         "one core",
         "Grad-CAM++ of 4 heads",
-        "peak memory of training",
     }
     assert "CPU" in lines[-1] and lines[-1].endswith("8 images an epoch")
