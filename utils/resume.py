@@ -52,9 +52,13 @@ def take_run_flags(args: argparse.Namespace, world: World) -> None:
     elif args.resume:
         path = Path(args.output_dir or default_folder(args.run_name, toy=args.toy)) / "last.pth"
         elsewhere = _folder_follows_from_data(args)
-        if os.path.isfile(path) and (not elsewhere or _has_own_flags(path, args)):
+        if elsewhere:
+            content = _load_if_own_flags_agree(path, args)
+        else:
+            content = _load(path) if os.path.isfile(path) else None
+        if content is not None:
             args.output_dir = str(path.parent)
-            _adopt(args, path, _load(path))
+            _adopt(args, path, content)
         elif not elsewhere:
             _say_that_one_starts(path.parent, world)
 
@@ -167,15 +171,16 @@ def _folder_follows_from_data(args: argparse.Namespace) -> bool:
     return args.resume is True and "output_dir" not in args.given and bool(args.own & args.given)
 
 
-def _has_own_flags(path: Path, args: argparse.Namespace) -> bool:
-    """Whether a run has the recipe's own flags that were given. One that cannot be read has not:
-    if it is the one that is meant, `read` says what is wrong with it."""
+def _load_if_own_flags_agree(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
+    """A run's checkpoint, where it has the recipe's own flags that were given. One that is not
+    there or cannot be read is none: if it is the one that is meant, `read` says what is wrong."""
     try:
-        config = checkpoint.load(path).get("config")
+        content = checkpoint.load(path)
     except UserError:
-        return False
-    given = args.own & args.given
-    return isinstance(config, Mapping) and all(config.get(n) == getattr(args, n) for n in given)
+        return None
+    config, given = content.get("config"), args.own & args.given
+    agrees = isinstance(config, Mapping) and all(config.get(n) == getattr(args, n) for n in given)
+    return content if agrees else None
 
 
 def _say_that_one_starts(folder: Path, world: World) -> None:
