@@ -86,7 +86,8 @@ class Source:
 def training_of(setup: Setup) -> Training:
     """The recipe's."""
     parser, _ = cli.recipe_parser("", batch_size=setup.batch_size, lr=1e-3, epochs=1, run_name="")
-    args = cli.parse(parser, ["--compile"] if setup.compile else [])
+    flags = ["--image_size", str(SIZE), *(["--compile"] if setup.compile else [])]
+    args = cli.parse(parser, flags)
     run = Run(args, "toy", RAFDB, setup.device, setup.autocast, output_dir=Path())
     model = DAN(num_class=7).to(setup.device, memory_format=torch.channels_last)
     criterion = DANLoss(num_class=7).to(setup.device)
