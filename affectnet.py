@@ -7,19 +7,21 @@ python affectnet.py --aff_path FOLDER            any data set as train/<class>/,
 python affectnet.py --evaluate --checkpoint models/affectnet-8/best.pth
 """
 
+import argparse
+
 import torch
 
 from networks.dan import DAN
-from networks.fused import FusedDAN
 from networks.losses import DANLoss
-from utils import cli, distributed, engine, evaluation, resume, transforms
+from utils import checkpoint, cli, distributed
 from utils.convert_affectnet import convert
+from utils.data.datasets import affectnet_run_name, read_affectnet
+from utils.data.loader import balanced
+from utils.data.transforms import Augmentation
 from utils.errors import exit_on_user_error
-from utils.readers import read_affectnet
-from utils.run import build, report, set_up
-from utils.sampling import balanced
-from utils.toy_faces import write_affectnet
-from utils.training import Training
+from utils.toy.sets import write_affectnet
+from utils.training import engine, evaluation
+from utils.training.run import Run
 
 # What --toy presets; a flag that is given wins.
 TOY = {
@@ -31,7 +33,7 @@ TOY = {
     "epochs": 5,
 }
 
-AUGMENT = transforms.Augmentation(
+AUGMENT = Augmentation(
     flip=0.5,
     geometric=0.7,
     rotation=20,
@@ -42,55 +44,60 @@ AUGMENT = transforms.Augmentation(
 )
 
 
+def run_name(args: argparse.Namespace) -> str:
+    """The run folder's name: affectnet-8 or -7, or the name of another data set's folder."""
+    return affectnet_run_name(args.aff_path, args.num_class)
+
+
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    parser, group = cli.recipe_parser(
-        __doc__,
-        batch_size=256,
-        lr=1e-4,
-        epochs=40,
-        run_name="affectnet-8",
-        toy=TOY,
-    )
-    group.add_argument(
+    parser = cli.RecipeParser(__doc__, run_name, batch_size=256, lr=1e-4, epochs=40, toy=TOY)
+    parser.data.add_argument(
         "--aff_path",
         metavar="DIR",
         default="datasets/AffectNet",
-        help="AffectNet's folder, or that of a data set with class folders of other names than 0-7",
+        help="AffectNet's folder, or that of another data set as class folders",
     )
-    group.add_argument(
+    parser.data.add_argument(
         "--num_class",
         type=int,
         choices=(7, 8),
         help="7 leaves out contempt (default: 8, or the class folders of another data set)",
     )
-    args = cli.parse(parser, argv)
-    world = distributed.join(args.device)
-    resume.take_run_flags(args, world)
+    args, saved = cli.parse(parser, argv)
+    world = distributed.init(args)
 
     # ---- data ------------------------------------------------------------------------------------
-    trained = evaluation.read_checkpoint(args) if args.evaluate else None
     if args.toy:
         with world.main_first():
             write_affectnet(args.aff_path)
             convert(args.aff_path)
     data = read_affectnet(args.aff_path, num_class=args.num_class)
-    if trained is not None:
-        evaluation.evaluate_trained(args, trained, data, world, DAN, FusedDAN)
+    if args.evaluate:
+        evaluation.evaluate_checkpoint(args, saved, data, world)
         return
-    run = set_up(args, data, world)
-    run.say(data.summary(toy=args.toy))
 
-    # ---- network, losses and recipe --------------------------------------------------------------
-    model, criterion = build(run, DAN, DANLoss)
+    # ---- network and losses ----------------------------------------------------------------------
+    model = DAN(num_class=data.num_class, **cli.network_flags(args))
+    if saved is None:
+        checkpoint.load_backbone(model, args.pretrained)
+    criterion = DANLoss(
+        num_class=data.num_class,
+        num_center=cli.num_center(args, data.num_class),
+        affinity_weight=args.affinity_weight,
+        partition_weight=args.partition_weight,
+        batch_mean=world.mean,
+    )
+    model, criterion = world.place(model), world.place(criterion)
+
+    # ---- optimizer and schedule ------------------------------------------------------------------
     parameters = [*model.parameters(), *criterion.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=args.lr)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.6)
 
     # ---- training --------------------------------------------------------------------------------
-    report(run, model)
-    training = Training(run, model, criterion, optimizer, scheduler)
-    engine.fit(training, data, AUGMENT, order=balanced)
+    run = Run(args, saved, data, world, model, criterion, optimizer, scheduler)
+    engine.fit(run, data, AUGMENT, order=balanced)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ python rafdb.py --evaluate --checkpoint models/rafdb/best.pth
 import torch
 
 from networks.dan import DAN
-from networks.fused import FusedDAN
 from networks.losses import DANLoss
-from utils import cli, distributed, engine, evaluation, resume, transforms
+from utils import checkpoint, cli, distributed
+from utils.data.datasets import read_rafdb
+from utils.data.loader import shuffled
+from utils.data.transforms import Augmentation
 from utils.errors import exit_on_user_error
-from utils.readers import read_rafdb
-from utils.run import build, report, set_up
-from utils.sampling import shuffled
-from utils.toy_faces import write_rafdb
-from utils.training import Training
+from utils.toy.sets import write_rafdb
+from utils.training import engine, evaluation
+from utils.training.run import Run
 
 # What --toy presets; a flag that is given wins.
 TOY = {
@@ -24,12 +24,12 @@ TOY = {
     "pretrained": "none",
     "image_size": 100,
     "batch_size": 32,
-    # Small enough that the heads do not grow apart at once, which holds learning up for epochs.
+    # Larger first steps drive the heads' outputs apart, and learning stalls for epochs.
     "lr": 0.01,
     "epochs": 11,
 }
 
-AUGMENT = transforms.Augmentation(
+AUGMENT = Augmentation(
     flip=0.5,
     geometric=0.2,
     rotation=20,
@@ -41,38 +41,43 @@ AUGMENT = transforms.Augmentation(
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    parser, group = cli.recipe_parser(
-        __doc__, batch_size=256, lr=0.1, epochs=40, run_name="rafdb", toy=TOY
-    )
-    group.add_argument(
+    parser = cli.RecipeParser(__doc__, "rafdb", batch_size=256, lr=0.1, epochs=40, toy=TOY)
+    parser.data.add_argument(
         "--raf_path", metavar="DIR", default="datasets/raf-basic", help="RAF-DB's folder"
     )
-    args = cli.parse(parser, argv)
-    world = distributed.join(args.device)
-    resume.take_run_flags(args, world)
+    args, saved = cli.parse(parser, argv)
+    world = distributed.init(args)
 
     # ---- data ------------------------------------------------------------------------------------
-    trained = evaluation.read_checkpoint(args) if args.evaluate else None
     if args.toy:
         with world.main_first():
             write_rafdb(args.raf_path)
     data = read_rafdb(args.raf_path)
-    if trained is not None:
-        evaluation.evaluate_trained(args, trained, data, world, DAN, FusedDAN)
+    if args.evaluate:
+        evaluation.evaluate_checkpoint(args, saved, data, world)
         return
-    run = set_up(args, data, world)
-    run.say(data.summary(toy=args.toy))
 
-    # ---- network, losses and recipe --------------------------------------------------------------
-    model, criterion = build(run, DAN, DANLoss)
+    # ---- network and losses ----------------------------------------------------------------------
+    model = DAN(num_class=data.num_class, **cli.network_flags(args))
+    if saved is None:
+        checkpoint.load_backbone(model, args.pretrained)
+    criterion = DANLoss(
+        num_class=data.num_class,
+        num_center=cli.num_center(args, data.num_class),
+        affinity_weight=args.affinity_weight,
+        partition_weight=args.partition_weight,
+        batch_mean=world.mean,
+    )
+    model, criterion = world.place(model), world.place(criterion)
+
+    # ---- optimizer and schedule ------------------------------------------------------------------
     parameters = [*model.parameters(), *criterion.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.1)
 
     # ---- training --------------------------------------------------------------------------------
-    report(run, model)
-    training = Training(run, model, criterion, optimizer, scheduler)
-    engine.fit(training, data, AUGMENT, order=shuffled)
+    run = Run(args, saved, data, world, model, criterion, optimizer, scheduler)
+    engine.fit(run, data, AUGMENT, order=shuffled)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-FEATURE_DIM = 512  # channels that ResNet-18 hands to the heads
+FEATURE_DIM = 512  # channels of ResNet-18's last feature map
 
 
 class DANOutput(NamedTuple):
-    """What DAN returns for images (N, 3, H, W)."""
+    """DAN's output for images (N, 3, H, W)."""
 
     logits: Tensor  # (N, num_class)
-    features: Tensor  # (N, 512, h, w), the backbone's, h = H / 32 rounded up
-    heads: Tensor  # (N, num_head, 512), log-softmaxed over the heads where there are several
+    features: Tensor  # (N, 512, h, w) from the backbone, h = ceil(H / 32)
+    heads: Tensor  # (N, num_head, 512), after a log-softmax over the heads if there are several
 
 
 class SpatialAttention(nn.Module):
-    """One map of weights over the positions, from convolutions of three shapes (Fig. 4)."""
+    """Weigh the positions by one map, from convolutions of three shapes (Fig. 4)."""
 
     def __init__(self):
         super().__init__()
@@ -37,10 +37,10 @@ class SpatialAttention(nn.Module):
         self.relu = nn.ReLU()
 
     def attention_map(self, x: Tensor) -> Tensor:
-        """x: (N, 512, h, w) -> (N, 1, h, w), not negative and not normalised, float32 or wider."""
+        """x: (N, 512, h, w) -> (N, 1, h, w), non-negative, not normalised, float32 or wider."""
         y = self.conv1x1(x)
         y = self.relu(self.conv_3x3(y) + self.conv_1x3(y) + self.conv_3x1(y))
-        # A sum of 512 terms: half precision would keep two or three digits of it.
+        # Half precision would keep only two or three digits of this sum of 512 terms.
         return at_least_float32(y).sum(dim=1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class SpatialAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Pool over the positions, then weigh the channels by a bottleneck of 32 (Fig. 4)."""
+    """Average over the positions, then weigh the channels by a bottleneck of 32 (Fig. 4)."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ class ChannelAttention(nn.Module):
 
 
 class CrossAttentionHead(nn.Module):
-    """Spatial, then channel attention; from the spatial map on in float32 also under autocast."""
+    """Spatial, then channel attention. From the spatial map on in float32, even under autocast."""
 
     def __init__(self):
         super().__init__()
@@ -84,11 +84,11 @@ class CrossAttentionHead(nn.Module):
 
 
 class DAN(nn.Module):
-    """ResNet-18, `num_head` cross-attention heads side by side, their fusion and a classifier.
+    """ResNet-18, `num_head` parallel cross-attention heads, their fusion and a classifier.
 
     Args:
-        num_class: expressions to tell apart.
-        num_head: cross-attention heads (K in the paper, which uses 4).
+        num_class: number of expressions.
+        num_head: number of cross-attention heads (K in the paper, which uses 4).
     """
 
     def __init__(self, *, num_class: int, num_head: int = 4):
@@ -97,9 +97,8 @@ class DAN(nn.Module):
             raise ValueError(f"DAN needs classes and heads, got {num_class=}, {num_head=}")
         self.num_class = num_class
         self.num_head = num_head
-        # All of ResNet-18 but its average pooling and its classifier.
-        self.features = nn.Sequential(*list(resnet18(weights=None).children())[:-2])
-        # One attribute a head rather than a ModuleList: the released state-dict keys.
+        self.features = _without_pooling(resnet18(weights=None))
+        # One attribute per head instead of a ModuleList keeps the released state-dict keys.
         for i in range(num_head):
             setattr(self, f"cat_head{i}", CrossAttentionHead())
         self.fc = nn.Linear(FEATURE_DIM, num_class)
@@ -113,59 +112,33 @@ class DAN(nn.Module):
         """images: (N, 3, H, W), RGB, ImageNet-normalised."""
         features = self.features(images)  # (N, 512, h, w)
         heads = torch.stack([head(features) for head in self.heads], dim=1)  # (N, K, 512)
-        # A float32 tail under autocast, for the same reason as in the heads.
+        # In float32 under autocast, for the same reason as in the heads.
         with torch.autocast(heads.device.type, enabled=False):
             if self.num_head > 1:
                 heads = heads.log_softmax(dim=1)
             logits = self.bn(self.fc(heads.sum(dim=1)))
         return DANOutput(logits, features, heads)
 
-    def load_backbone(self, checkpoint: Mapping) -> None:
-        """Put pre-trained ResNet-18 weights into `features`.
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Copy pre-trained ResNet-18 weights into `features`.
 
         Args:
-            checkpoint: a torchvision ResNet-18's state dict, or a dict that holds one under
-                `state_dict` as the MS-Celeb-1M file does; with or without `module.` in front of
-                the keys, with or without an fc.
+            state: a torchvision ResNet-18's state dict; its fc is ignored.
 
         Raises:
-            ValueError: weights are missing, misshapen, not finite or unknown; the message names
-                them.
+            RuntimeError: weights are missing, unknown or of another shape; the message names them.
         """
-        state = checkpoint.get("state_dict", checkpoint)
-        if not isinstance(state, Mapping):
-            raise ValueError("'state_dict' is not a dict of weights")
-        state = {str(key).removeprefix("module."): value for key, value in state.items()}
-        names = [name for name, _ in resnet18(weights=None).named_children()][:-2]
-        backbone, problems = {}, []
-        for key, own in self.features.state_dict().items():
-            index, _, rest = key.partition(".")
-            source = f"{names[int(index)]}.{rest}"  # features.4.0.conv1 is ResNet's layer1.0.conv1
-            value = state.pop(source, None)
-            if source.endswith("num_batches_tracked"):  # absent from old files, and unused
-                backbone[key] = own
-            elif not isinstance(value, Tensor):
-                problems.append(f"{source} is missing")
-            elif not _is_floats(value):
-                problems.append(f"{source} is not plain floats")
-            elif value.shape != own.shape:
-                problems.append(f"{source} is {tuple(value.shape)}, not {tuple(own.shape)}")
-            elif not value.isfinite().all():
-                problems.append(f"{source} holds NaN or infinite values")
-            else:
-                backbone[key] = value
-        problems += [f"{key[:80]} is unknown" for key in state if not key.startswith("fc.")]
-        if problems:
-            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise ValueError(f"not a ResNet-18: {'; '.join(problems[:5])}{more}")
-        self.features.load_state_dict(backbone)
+        with torch.device("meta"):  # names the weights as torchvision does, and draws none
+            resnet = resnet18(weights=None)
+        resnet.fc = nn.Identity()
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        resnet.load_state_dict(state, assign=True)
+        self.features.load_state_dict(_without_pooling(resnet).state_dict())
 
 
-def _is_floats(value: Tensor) -> bool:
-    """Whether a tensor from a file is floats in memory, and not of a sparse or other odd kind."""
-    if value.layout is not torch.strided or value.is_nested or value.is_meta:
-        return False
-    return value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+def _without_pooling(resnet: nn.Module) -> nn.Sequential:
+    """All of a torchvision ResNet but its average pooling and its classifier."""
+    return nn.Sequential(*list(resnet.children())[:-2])
 
 
 def _conv_bn(channels_in: int, channels_out: int, kernel: tuple[int, int]) -> nn.Sequential:
@@ -188,5 +161,5 @@ def _init_head(module: nn.Module) -> None:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision becomes float32; float32 and float64 stay what they are."""
+    """Cast half precision to float32; leave float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

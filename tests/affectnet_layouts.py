@@ -1,11 +1,13 @@
 """Small AffectNet releases on disk, and what a conversion made of them."""
 
+import csv
 import os
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
+BOX = ["face_x", "face_y", "face_width", "face_height"]
+MANUAL_COLUMNS = ["subDirectory_filePath", *BOX, "facial_landmarks", "expression", "valence"]
 GOOD = ("a/1.jpg", 10, 10, 50, 50, 0)  # a row of the older release that becomes a face
 
 
@@ -27,37 +29,36 @@ def write_npy_release(root, train, val):
 
 
 def write_manual_release(root, train, val):
-    """Rows (path, x, y, width, height, expression) and the photos, which tests may take away."""
-    columns = "subDirectory_filePath face_x face_y face_width face_height expression".split()
+    """Rows (path, x, y, width, height, expression) and their photos; a path may be None."""
     for name, rows in (("training.csv", train), ("validation.csv", val)):
-        table = pd.DataFrame(rows, columns=columns, dtype=object)
-        table.insert(5, "facial_landmarks", "1.5;2.5;3.5;4.5")
-        table.assign(valence=0.1, arousal=-2).to_csv(root / name, index=False)
-        for row in rows:
-            if isinstance(row[0], str):
-                write_image(root / "Manually_Annotated_Images" / row[0], 200, size=(100, 80))
+        write_csv(root / name, MANUAL_COLUMNS, [[*r[:5], "1.5;2.5;3.5", r[5], 0.1] for r in rows])
+        for path in filter(None, (row[0] for row in rows)):
+            write_image(root / "Manually_Annotated_Images" / path, 200, size=(100, 80))
     return root
+
+
+def write_list(root, rows):
+    write_csv(root / "affectnet.csv", ["phase", "img_path", "label"], rows)
+
+
+def write_csv(path, columns, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
 
 
 def tree(root):
     """Class-folder images -> bytes, by path."""
     found = [*root.glob("train/*/*"), *root.glob("val/*/*")]
-    return {str(path.relative_to(root)): path.read_bytes() for path in found}
-
-
-def snapshot(root):
-    """All files with what a rewrite would change."""
-    stats = {path: path.stat() for path in root.rglob("*") if path.is_file()}
-    return {path: (s.st_ino, s.st_mtime_ns, path.read_bytes()) for path, s in stats.items()}
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
 
 def report(root):
     """convert_report.csv as {file name: reason}."""
-    rows = pd.read_csv(root / "convert_report.csv", keep_default_na=False)
-    assert list(rows) == ["phase", "source", "label", "reason"]
-    return {os.path.basename(s): r for s, r in zip(rows["source"], rows["reason"], strict=True)}
-
-
-def write_list(root, rows, **kwargs):
-    columns = ["phase", "img_path", "label"]
-    pd.DataFrame(rows, columns=columns, dtype=object).to_csv(root / "affectnet.csv", **kwargs)
+    rows = read_csv(root / "convert_report.csv")[1:]
+    return {os.path.basename(source): reason for _, source, _, reason in rows}

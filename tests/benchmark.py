@@ -24,7 +24,7 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from networks.dan import DAN
-from networks.fused import FusedDAN
+from networks.fused import fuse
 from tests.bench import yardstick
 from tests.bench.measuring import Stopwatch, Table, one_core, peak_bytes
 from tests.bench.pipelines import (
@@ -38,14 +38,13 @@ from tests.bench.pipelines import (
     training_of,
     whole_epoch,
 )
-from tests.bench.yardstick import Yardstick, YardstickTraining
-from tests.grad_cam_speed import maps_one_by_one
-from utils import cli, engine
-from utils.device import device_name, resolve_device, resolve_precision
+from tests.bench.yardstick import Yardstick, YardstickTraining, maps_one_by_one
+from utils import cli
+from utils.data.loader import shuffled
+from utils.device import device_name, generator, resolve_device, resolve_precision
 from utils.errors import exit_on_user_error
-from utils.head_maps import head_maps
-from utils.sampling import shuffled
-from utils.seed import generator
+from utils.heatmaps.maps import head_maps
+from utils.training import engine
 
 
 def measure_training_step(setup: Setup, table: Table) -> None:
@@ -82,7 +81,7 @@ def measure_epoch(setup: Setup, table: Table, source: Source) -> None:
 def measure_evaluation(setup: Setup, table: Table, source: Source) -> None:
     setup = replace(setup, batch_size=64)
     released = YardstickTraining(setup.device)
-    fused = FusedDAN(DAN(num_class=7).to(setup.device), dtype=setup.autocast)
+    fused = fuse(DAN(num_class=7).eval().to(setup.device), image_size=64, dtype=setup.autocast)
     plain = replace(source, transform=yardstick.EVALUATION).plain_loader(setup, shuffle=False)
     theirs, ours = setup.watch.medians(
         partial(released.evaluate, plain),
@@ -98,7 +97,8 @@ def measure_forward(setup: Setup, table: Table) -> None:
     released = Yardstick().to(setup.device).eval()
     model = DAN(num_class=7).to(setup.device).eval()
     dtypes = {"float32": None, "bf16": setup.autocast}
-    fused = {k: FusedDAN(model, v) for k, v in dtypes.items() if v or k == "float32"}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if dtype or name == "float32"}
+    fused = {name: fuse(model, image_size=64, dtype=dtype) for name, dtype in dtypes.items()}
     for size in (64, 16, 1):
         images, _ = setup.batch(size)
         variants = {name: partial(network, images) for name, network in fused.items()}
@@ -163,17 +163,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile's figures as well")
     parser.add_argument(
         "--images",
-        type=cli.positive_int,
+        type=cli.whole_number(1),
         help="an epoch's, rounded up to whole batches (default: 256 on a CPU, RAF-DB's 12,271 on "
         "CUDA, 64 if --quick)",
     )
     parser.add_argument(
         "--batch_size",
-        type=cli.positive_int,
+        type=cli.whole_number(1),
         help="images a training step (default: 32 on a CPU, 256 on CUDA, 16 if --quick)",
     )
     parser.add_argument(
-        "--workers", type=cli.natural_int, default=min(16, os.cpu_count() or 1), help="a loader's"
+        "--workers",
+        type=cli.whole_number(0),
+        default=min(16, os.cpu_count() or 1),
+        help="a loader's",
     )
     return parser.parse_args()
 

@@ -1,6 +1,5 @@
 """The check of a data set: every bad file and label on a line, and nothing else."""
 
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from PIL import Image
 from tests.affectnet_layouts import write_npy_release
 from utils import check_data
 from utils.convert_affectnet import convert
+from utils.data.datasets import read_affectnet, read_rafdb
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def test_a_good_set_is_one_line(capsys, raf, workers):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
     """Seven bad files and three bad labels: more than training's error names."""
-    monkeypatch.setattr(check_data, "FILES_PER_TASK", 8)
+    monkeypatch.setattr(check_data, "IMAGES_PER_TASK", 8)
     labels = raf / "EmoLabel/list_patition_label.txt"
     text = labels.read_text().splitlines()
     labels.write_text("\n".join([*text, "train_00001.jpg 9", text[0], "nonsense"]))
@@ -65,7 +65,6 @@ def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
             (faces / name).write_bytes(content)
     (faces / "train_00007_aligned.jpg").unlink()
     (faces / "train_00008_aligned.jpg").unlink()
-    (faces / "train_00008_aligned.jpg").mkdir()
     code, lines, summary = check(capsys, raf, "--workers", workers)
     assert code == 1 and summary.endswith(", 68 images, 7 bad files, 3 bad labels")
     named = [line.partition(": ")[0] for line in lines]
@@ -75,24 +74,47 @@ def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
         "Image/aligned/test_0021_aligned.jpg",
     ]
     reasons = [line.partition(": ")[2] for line in lines]
-    assert "no label from 1 to 7" in reasons[0] and "not a file" in reasons[4]
+    assert "no label from 1 to 7" in reasons[0] and "missing" in reasons[4]
     assert "cannot be read" in reasons[6] and "not an image" in reasons[-1]
 
 
 def test_class_folders(capsys, tmp_path):
     root = write_folders(tmp_path / "mine", "abc")
     (root / "train/a/0.png").write_bytes(b"")
-    (root / "val/c/folder.jpg").mkdir()
     for path in (root / "val/b").iterdir():
         path.unlink()
     code, lines, summary = check(capsys, root)
     assert code == 1
-    assert [line.partition(": ")[0] for line in lines] == [
-        "val/b",
-        "val/c/folder.jpg",
-        "train/a/0.png",
-    ]
-    assert summary == f"{root}: 3 classes, 10 images, 2 bad files, 1 bad label"
+    assert [line.partition(": ")[0] for line in lines] == ["val/b", "train/a/0.png"]
+    assert summary == f"{root}: mine, 3 classes, 10 images, 1 bad file, 1 bad label"
+
+
+def test_files_that_are_not_images_are_named(capsys, tmp_path):
+    root = write_folders(tmp_path, "ab")
+    for name in ("1.heic", "2.heic", "notes.txt", ".DS_Store"):
+        (root / "train/a" / name).write_text("x")
+    assert check_data.main([str(root), "--workers", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "not images: 2 .heic files" in out and "1 .txt file" in out and "DS_Store" not in out
+
+
+def test_excluded_images_are_left_out_by_training(capsys, raf):
+    """And only they: checked again, the list is made anew."""
+    (raf / "toy.json").unlink()
+    for name in ("train_00005", "train_00033", "test_0004"):
+        (raf / f"Image/aligned/{name}_aligned.jpg").write_bytes(b"\xff\xd8broken")
+    (raf / "Image/aligned/train_00006_aligned.jpg").unlink()
+    with pytest.raises(UserError, match="train_00006.*check_data.py .* --exclude"):
+        read_rafdb(raf)
+    for _ in range(2):
+        assert check_data.main([str(raf), "--workers", "1", "--exclude"]) == 1
+    data = read_rafdb(raf)
+    assert (len(data.train), len(data.val)) == (46, 20)
+    assert "4 images left out, listed in bad_images.csv" in data.summary()
+    folders = write_folders(raf.parent / "folders", "ab")
+    (folders / "val/b/0.png").write_bytes(b"")
+    assert check_data.main([str(folders), "--workers", "1", "--exclude"]) == 1
+    assert len(read_affectnet(folders).val) == 3
 
 
 @pytest.mark.parametrize(("classes", "count"), [("01234567", 8), ("0123456", 7)])
@@ -140,28 +162,6 @@ def test_names_that_break_lines_and_terminals(capsys, tmp_path):
     code, lines, summary = check(capsys, root, "--workers", "1")
     assert code == 1 and len(lines) == 3 and "3 bad files" in summary
     assert any(line.startswith(r"train/a/a\nb.png: ") for line in lines)
-
-
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="patches its processes")
-def test_a_process_that_dies_is_one_line(raf, monkeypatch):
-    monkeypatch.setattr(check_data, "read_rgb", lambda path: os._exit(1))
-    with pytest.raises(UserError, match="has died.*--workers 1"):
-        check_data.main([str(raf), "--workers", "2"])
-
-
-def test_only_a_few_tasks_are_on_their_way(monkeypatch):
-    """A set of 300,000 images: lists of files are made while others are decoded."""
-    monkeypatch.setattr(check_data, "_decode", len)
-    made = []
-
-    def tasks():
-        for index in range(500):
-            made.append(index)
-            yield ("", [b""] * index)
-
-    results = check_data.decode(tasks(), 2)
-    assert next(results) == 2 and len(made) <= 10
-    assert len(list(results)) == 499
 
 
 def test_script(raf, monkeypatch):

@@ -1,46 +1,47 @@
-"""The npy release, and what conversions of all releases have in common."""
+"""AffectNet's releases become the same class folders, and no row is lost without a word."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from tests.affectnet_layouts import (
+    GOOD,
+    MANUAL_COLUMNS,
+    read_csv,
     report,
-    snapshot,
     tree,
+    write_csv,
     write_image,
     write_list,
+    write_manual_release,
     write_npy_release,
 )
 from utils import convert_affectnet
-from utils.affectnet import lists
-from utils.convert_affectnet import convert
+from utils.convert_affectnet import convert, crop_face
+from utils.data.datasets import TOY_MARKER, UNFINISHED
 from utils.errors import UserError
-from utils.readers import UNFINISHED
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def npy(tmp_path):
-    return write_npy_release(tmp_path, train=["3", 7.0, 0, 1], val=[np.int64(5), "2"])
+    return write_npy_release(tmp_path / "aff", train=["3", 7.0, 0, 1], val=[np.int64(5), "2"])
 
 
-@pytest.mark.parametrize(
-    "stored", ["4", "4.0", b"4", 4, 4.0, np.float32(4), np.uint8(4), np.array(["4"]), np.array([4])]
-)
-def test_npy_labels_of_any_type(tmp_path, stored):
-    write_npy_release(tmp_path, [stored], [stored])
-    assert convert(tmp_path).counts["train"] == [0, 0, 0, 0, 1, 0, 0, 0]
+@pytest.fixture
+def manual(tmp_path):
+    train = [GOOD, ("b/1.jpg", "20", "5.0", 40, 40, "1.0"), ("b/2.PNG", 0, 0, 100, 80, 7)]
+    return write_manual_release(tmp_path, train, [("c/3.jpeg", 5, 5, 60, 60, 4)])
 
 
-def test_npy_release_becomes_class_folders_of_hard_links(npy, capsys):
+# ---- npy release ---------------------------------------------------------------------------------
+
+
+def test_npy_release_becomes_class_folders_of_hard_links(npy, monkeypatch):
+    monkeypatch.setattr(convert_affectnet, "REPOSITORY", npy.parent)
     result = convert(npy)
     assert set(tree(npy)) == {
         "train/3/0.jpg", "train/7/1.jpg", "train/0/2.jpg", "train/1/3.jpg",
@@ -48,27 +49,21 @@ def test_npy_release_becomes_class_folders_of_hard_links(npy, capsys):
     }  # fmt: skip
     assert os.path.samefile(npy / "train/7/1.jpg", npy / "train_set/images/1.jpg")
     assert all((npy / p / str(i)).is_dir() for p in ("train", "val") for i in range(8))
-    assert result.counts == {"train": [1, 1, 0, 1, 0, 0, 0, 1], "val": [0, 0, 1, 0, 0, 1, 0, 0]}
-    assert result.dropped.empty and report(npy) == {}
-    assert not (npy / UNFINISHED).exists()
-    assert "npy release" in capsys.readouterr().out
+    assert not result.dropped and report(npy) == {} and not (npy / UNFINISHED).exists()
+    rows = read_csv(npy / "affectnet.csv")
+    assert rows[:2] == [["phase", "img_path", "label"], ["train", "aff/train/3/0.jpg", "3"]]
+    assert len(rows) == 7
     summary = " ".join(result.summary().split())
-    assert "1 happy 1 134,415 0 500" in summary
-    assert "all 4 287,651 2 3,999" in summary
+    assert "1 happy 1 134,415 0 500" in summary and "all 4 287,651 2 3,999" in summary
 
 
-def test_list_has_the_released_columns(npy):
-    convert(npy)
-    rows = pd.read_csv(npy / "affectnet.csv")
-    assert list(rows) == ["phase", "img_path", "label"]
-    assert rows.iloc[0].tolist() == ["train", f"{npy.as_posix()}/train/3/0.jpg", 3]
-    assert all(map(os.path.isfile, rows["img_path"])) and len(rows) == 6
-
-
-def test_list_is_relative_to_the_repository(npy, monkeypatch):
-    monkeypatch.setattr(lists, "REPOSITORY", npy.parent)
-    convert(npy)
-    assert pd.read_csv(npy / "affectnet.csv")["img_path"][0] == f"{npy.name}/train/3/0.jpg"
+def test_npy_labels_of_any_type_and_images_that_only_look_damaged(tmp_path):
+    stored = ["4", "4.0", b"4", 4, 4.0, np.float32(4), np.uint8(4), np.array(["4"]), np.array([4])]
+    write_npy_release(tmp_path, stored, [4])
+    image = tmp_path / "train_set/images/0.jpg"
+    image.write_bytes(image.read_bytes() + bytes(500))
+    Image.new("RGB", (8, 8)).save(tmp_path / "train_set/images/1.jpg", "PNG")
+    assert convert(tmp_path).counts["train"] == [0, 0, 0, 0, len(stored), 0, 0, 0]
 
 
 def test_npy_bad_rows_are_listed(tmp_path):
@@ -76,15 +71,16 @@ def test_npy_bad_rows_are_listed(tmp_path):
     images, annotations = tmp_path / "train_set/images", tmp_path / "train_set/annotations"
     (images / "4.jpg").unlink()
     (images / "5.jpg").write_bytes(b"not an image")
-    whole = (images / "6.jpg").read_bytes()
-    (images / "6.jpg").write_bytes(whole[:-200])
-    (annotations / "10_exp.npy").write_bytes(b"\x93NUMPY broken")
+    (images / "6.jpg").write_bytes((images / "6.jpg").read_bytes()[:-200])
+    whole = (annotations / "10_exp.npy").read_bytes()
+    (annotations / "10_exp.npy").write_bytes(whole[:-1])
     np.save(annotations / "13_exp.npy", {"pickled": 1}, allow_pickle=True)
-    write_image(images / "13.jpg", 13)
-    write_image(images / "14.jpg", 14)
-    (images / "15.jpg").touch()
-    np.save(annotations / "15_exp.npy", 0)
-    result = convert(tmp_path)
+    (annotations / "15_exp.npy").write_bytes(whole.replace(b"()", b"(("))
+    for stem in ("13", "14", "15"):
+        write_image(images / f"{stem}.jpg", 13)
+    (images / "Thumbs.db").touch()
+    (annotations / "._0_exp.npy").touch()
+    assert len(convert(tmp_path).dropped) == 15
     assert set(tree(tmp_path)) == {"train/0/0.jpg", "val/0/0.jpg"}
     assert report(tmp_path) == {
         "1.jpg": "expression 8 (none)",
@@ -93,108 +89,327 @@ def test_npy_bad_rows_are_listed(tmp_path):
         "4.jpg": "missing image",
         "5.jpg": "unreadable image",
         "6.jpg": "unreadable image",
-        "7.jpg": "unreadable annotation",
-        "8.jpg": "unreadable annotation",
+        "7.jpg": "unknown expression 'x'",
+        "8.jpg": "no expression",
         "9.jpg": "unreadable annotation",
         "10.jpg": "unreadable annotation",
-        "11.jpg": "unknown expression code",
-        "12.jpg": "unknown expression code",
+        "11.jpg": "unknown expression '-1'",
+        "12.jpg": "unknown expression '2.5'",
         "13.jpg": "unreadable annotation",
         "14.jpg": "no annotation",
-        "15.jpg": "unreadable image",
+        "15.jpg": "unreadable annotation",
     }
-    assert len(result.dropped) == 15
 
 
-def test_images_without_an_end_marker_and_png_files_are_kept(tmp_path):
-    """Only doubtful files are decoded, and only those that cannot be are dropped."""
-    write_npy_release(tmp_path, [0, 1], [0])
-    first = tmp_path / "train_set/images/0.jpg"
-    first.write_bytes(first.read_bytes() + bytes(500))
-    Image.new("RGB", (8, 8)).save(tmp_path / "train_set/images/1.jpg", "PNG")
-    assert convert(tmp_path).dropped.empty
+# ---- older release -------------------------------------------------------------------------------
+
+
+def test_manual_release_is_cropped(manual):
+    assert not convert(manual).dropped
+    assert set(tree(manual)) == {
+        "train/0/1.jpg", "train/1/1.jpg", "train/7/2.jpg", "val/4/3.jpg"
+    }  # fmt: skip
+    Image.new("RGB", (8, 8)).save(manual / "reference.jpg", quality=95)
+    with Image.open(manual / "train/7/2.jpg") as face, Image.open(manual / "reference.jpg") as like:
+        assert (face.size, face.format, face.mode) == ((224, 224), "JPEG", "RGB")
+        assert face.quantization == like.quantization
+
+
+def test_manual_bad_rows_are_listed(tmp_path):
+    box = (10, 10, 50, 50)
+    rows = [
+        GOOD,
+        ("a/8.jpg", *box, 8),
+        ("a/11.jpg", *box, 11),
+        ("a/noexp.jpg", *box, ""),
+        ("a/width.jpg", 10, 10, -1, 50, 0),
+        ("a/nan.jpg", "", 10, 50, 50, 0),
+        ("a/null.jpg", 10, "NULL", 50, 50, 0),
+        ("a/inf.jpg", 10, 10, "inf", 50, 0),
+        ("a/outside.jpg", 100, 10, 50, 50, 0),
+        ("a/huge.jpg", -1e6, -1e6, 2e6, 2e6, 0),
+        ("a/missing.jpg", *box, 0),
+        ("a/broken.jpg", *box, 0),
+        (None, *box, 0),
+        GOOD[:5] + (3,),
+    ]
+    write_manual_release(tmp_path, rows, [GOOD])
+    photos = tmp_path / "Manually_Annotated_Images/a"
+    (photos / "missing.jpg").unlink()
+    (photos / "broken.jpg").write_bytes((photos / "1.jpg").read_bytes()[:300])
+    convert(tmp_path, workers=1)
+    assert set(tree(tmp_path)) == {"train/0/1.jpg", "val/0/1.jpg"}
+    assert report(tmp_path) == {
+        "8.jpg": "expression 8 (none)",
+        "11.jpg": "unknown expression '11'",
+        "noexp.jpg": "no expression",
+        "width.jpg": "no face box",
+        "nan.jpg": "no face box",
+        "null.jpg": "no face box",
+        "inf.jpg": "no face box",
+        "outside.jpg": "face box outside the image",
+        "huge.jpg": "face box outside the image",
+        "missing.jpg": "missing image",
+        "broken.jpg": "unreadable image",
+        "training.csv:14": "no image path",
+        "1.jpg": "listed before",
+    }
+
+
+def test_images_of_one_name_in_one_class_keep_apart(tmp_path):
+    rows = [GOOD, ("b/1.jpg", 10, 10, 50, 50, 0), ("b/1.png", 10, 10, 50, 50, 0)]
+    write_manual_release(tmp_path, rows, [GOOD])
+    convert(tmp_path, workers=1)
+    assert set(tree(tmp_path)) == {
+        "train/0/a_1.jpg.jpg", "train/0/b_1.jpg.jpg", "train/0/b_1.png.jpg", "val/0/1.jpg"
+    }  # fmt: skip
+
+
+def test_margins_are_not_mixed(manual):
+    convert(manual, margin=0.25, workers=1)
+    with pytest.raises(UserError, match="--margin 0.25"):
+        convert(manual, workers=1)
+    convert(manual, margin=0.25, workers=1)
+
+
+def test_crop_takes_the_box_and_its_margin():
+    # Every pixel of a 224 box lands on a pixel of the crop: equal, not merely close.
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    photo = Image.fromarray(pixels)
+    crop = np.asarray(crop_face(photo, (30, 40, 224, 224), margin=0.0))
+    assert (crop == pixels[40:264, 30:254]).all()
+    # A box of 112 with half of it on each side is the same square.
+    crop = np.asarray(crop_face(photo, (86, 96, 112, 112), margin=0.5))
+    assert (crop == pixels[40:264, 30:254]).all()
+    # What lies beyond the photo is black.
+    crop = np.asarray(crop_face(photo, (200, -56, 224, 224), margin=0.0))
+    assert (crop[56:, :100] == pixels[:168, 200:]).all()
+    assert (crop[:56] == 0).all() and (crop[:, 100:] == 0).all()
+
+
+# ---- lists ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["repository", "working folder", "data"])
+def test_list_release(tmp_path, monkeypatch, base):
+    """With the unnamed index column of the released list, which stays as it is."""
+    folder = tmp_path / "data"
+    monkeypatch.setattr(convert_affectnet, "REPOSITORY", tmp_path / "repository")
+    (tmp_path / "working folder").mkdir()
+    monkeypatch.chdir(tmp_path / "working folder")
+    for i in range(3):
+        write_image(tmp_path / base / f"x/{i}.png", i)
+    rows = [(0, "train", "x/0.png", 6), (1, "train", "x/1.png", "2.0"), (2, "val", "x/2.png", 6)]
+    write_csv(folder / "affectnet.csv", ["", "phase", "img_path", "label"], rows)
+    users = (folder / "affectnet.csv").read_bytes()
+    for output in (folder, folder / "train" / ".."):
+        convert(folder, output=output)
+        assert set(tree(folder)) == {"train/6/0.png", "train/2/1.png", "val/6/2.png"}
+        assert (folder / "affectnet.csv").read_bytes() == users
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        r"faces\a\0.jpg",
+        "/home/other/AffectNet/faces/a/0.jpg",
+        r"C:\other\AffectNet\faces\a\0.jpg",
+        "../AffectNet/faces/a/0.jpg",
+        "a/0.jpg",
+        "0.jpg",
+    ],
+)
+def test_list_paths_of_other_machines_are_matched_by_their_end(tmp_path, path):
+    there = tmp_path / path.replace("\\", "/")[-len("faces/a/0.jpg") :]
+    write_image(there, 0)
+    write_image(tmp_path / "b/0.jpg", 1)
+    write_list(tmp_path, [("train", path, 3), ("train", path.replace("0.jpg", "gone.jpg"), 3)])
+    convert(tmp_path)
+    assert (tmp_path / "train/3/0.jpg").samefile(there)
+    assert list(report(tmp_path).values()) == ["missing image"]
+
+
+def test_a_missing_image_is_not_replaced_by_one_of_its_name(tmp_path):
+    write_image(tmp_path / "val/0.jpg", 0)
+    write_image(tmp_path / "1.jpg", 0)
+    write_list(tmp_path, [("val", "/there/val/0.jpg", 0), ("val", "/there/val/1.jpg", 0)])
+    convert(tmp_path)
+    assert report(tmp_path) == {"1.jpg": "missing image"}
+
+
+@pytest.mark.parametrize(
+    "path", ["a/1.jpg", r"a\1.jpg", "Manually_Annotated_Images/a/1.jpg", r"D:\other\a\1.jpg"]
+)
+def test_manual_paths_are_matched_by_their_end(manual, path):
+    row = [path, 10, 10, 50, 50, "", "happiness", 0]
+    write_csv(manual / "training.csv", MANUAL_COLUMNS, [row])
+    assert convert(manual, workers=1).counts["train"][1] == 1
+
+
+def test_labels_and_phases_as_words(tmp_path):
+    words = ["Neutral", "happy", "sadness", "surprise", "fear", "disgust", "angry", "contempt"]
+    rows = [("Training", f"x/{i}.jpg", word) for i, word in enumerate([*words, "none", "bored"])]
+    rows += [("validation", "x/0.jpg", "happiness"), ("test", "x/1.jpg", 1), ("val", "x/2.txt", 1)]
+    write_list(tmp_path, rows)
+    for i in range(10):
+        write_image(tmp_path / f"x/{i}.jpg", 0)
+    (tmp_path / "x/2.txt").touch()
+    assert convert(tmp_path).counts == {"train": [1] * 8, "val": [0, 1, 0, 0, 0, 0, 0, 0]}
+    assert report(tmp_path) == {
+        "8.jpg": "expression 8 (none)",
+        "9.jpg": "unknown expression 'bored'",
+        "1.jpg": "phase is neither train nor val",
+        "2.txt": "unsupported file type",
+    }
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_row_of_another_length_does_not_shift_the_columns(tmp_path, separator):
+    write_image(tmp_path / "x/caf\xe9.jpg", 0)
+    write_image(tmp_path / "x/1.jpg", 1)
+    lines = ["phase, img_path,label ", "train ,x/caf\xe9.jpg, 3", "0,train,x/1.jpg,1"]
+    lines += ["val,x/1.jpg", "", ",,", "val,x/1.jpg,2,,"]
+    text = "\r\n".join(lines).replace(",", separator)
+    (tmp_path / "affectnet.csv").write_bytes(text.encode("utf-8-sig"))
+    convert(tmp_path)
+    assert set(tree(tmp_path)) == {"train/3/caf\xe9.jpg", "val/2/1.jpg"}
+    rows = report(tmp_path)
+    assert set(rows) == {"affectnet.csv:3", "affectnet.csv:4"}
+    assert "4 fields" in rows["affectnet.csv:3"] and "2 fields" in rows["affectnet.csv:4"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        "phase,img_path,label\ntrain,x/0.jpg,1".encode("utf-16"),
+        b'phase,img_path,label\ntrain,x/0.jpg,1\n"val,x/0.jpg,1\nval,x/1.jpg,1\n',
+        b"phase,label\ntrain,1\n",
+        b"phase,img_path,label\n",
+    ],
+)
+def test_what_is_no_list_is_one_error(tmp_path, content):
+    (tmp_path / "affectnet.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"affectnet\.csv(: no column|: not a valid CSV| is empty)"):
+        convert(tmp_path)
+
+
+# ---- once more -----------------------------------------------------------------------------------
+
+
+def test_a_failed_conversion_leaves_nothing_and_can_be_mended(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/1.jpg").write_bytes(b"no image")
+    rows = [("train", "x/9.jpg", 1), ("train", "x/8.jpg", 1), ("val", "x/1.jpg", 2)]
+    write_list(tmp_path, rows)
+    out = tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"2 of 3 rows\): missing image.*9\.jpg"):
+            convert(tmp_path, output=out)
+        assert os.listdir(out) == ["convert_report.csv"] and len(report(out)) == 3
+    write_image(tmp_path / "x/1.jpg", 0)
+    convert(tmp_path, output=out)
+    assert set(tree(out)) == {"val/2/1.jpg"}
+    assert read_csv(out / "affectnet.csv")[1:] == [["val", f"{out.as_posix()}/val/2/1.jpg", "2"]]
+
+
+@pytest.mark.parametrize("with_release", [True, False])
+def test_a_data_set_that_was_moved_is_converted_again(npy, with_release):
+    convert(npy)
+    moved = npy.rename(npy.with_name("moved"))
+    if not with_release:
+        for phase in ("train_set", "val_set"):
+            (moved / phase).rename(moved.parent / phase)
+    images = tree(moved)
+    assert sum(convert(moved).counts["train"]) == 4
+    assert tree(moved) == images and not (moved / "affectnet.original.csv").exists()
+    if with_release:
+        assert os.path.isfile(read_csv(moved / "affectnet.csv")[1][1])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("train", "x/0.jpg", 3),
+        ("train", "train/4/0.jpg", 3),
+        ("train", "train/happy/0.jpg", "happy"),
+    ],
+)
+def test_a_list_that_the_user_brought_is_kept(npy, row):
+    write_list(npy, [row])
+    users = (npy / "affectnet.csv").read_bytes()
+    for _ in range(2):  # once more after the user has restored the list
+        (npy / "affectnet.csv").write_bytes(users)
+        convert(npy)
+        assert (npy / "affectnet.original.csv").read_bytes() == users
+        assert len(read_csv(npy / "affectnet.csv")) == 7
+    (npy / "affectnet.csv").write_bytes(users + b"train,another.jpg,1\n")
+    with pytest.raises(UserError, match="affectnet.original.csv exists"):
+        convert(npy)
+
+
+def test_images_of_another_data_set_are_not_mixed_in(npy):
+    write_image(npy / "train/2/mine.png", 0)
+    with pytest.raises(UserError, match=r"1 image .*train/2/mine\.png"):
+        convert(npy)
 
 
 def test_copy_makes_files_of_their_own_also_after_linking(npy):
     convert(npy)
-    linked = tree(npy)
-    (npy / "train/3/.0.jpg.tmp").write_bytes(b"half")
+    images = tree(npy)
     convert(npy, copy=True)
-    assert tree(npy) == linked
-    for image in npy.glob("train/*/*"):
-        assert image.stat().st_nlink == 1
-    before = snapshot(npy)
-    convert(npy, copy=True)
-    assert snapshot(npy) == before
+    assert tree(npy) == images
+    assert all(image.stat().st_nlink == 1 for image in npy.glob("train/*/*"))
 
 
-def test_copies_where_links_are_refused(npy, monkeypatch):
+def test_links_are_followed_and_files_copied_where_links_are_refused(npy, monkeypatch):
     def refuse(*args):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(os, "link", refuse)
-    convert(npy)
-    assert len(tree(npy)) == 6
-    assert not os.path.samefile(npy / "train/7/1.jpg", npy / "train_set/images/1.jpg")
-
-
-def test_linked_sources_are_followed(npy):
     image = npy / "train_set/images/0.jpg"
     image.rename(npy / "elsewhere.jpg")
     image.symlink_to("../../elsewhere.jpg")
     convert(npy)
     assert not (npy / "train/3/0.jpg").is_symlink()
-    assert (npy / "train/3/0.jpg").read_bytes() == (npy / "elsewhere.jpg").read_bytes()
+    assert (npy / "train/3/0.jpg").samefile(npy / "elsewhere.jpg")
+    monkeypatch.setattr(os, "link", refuse)
+    convert(npy, output=npy / "out")
+    assert tree(npy / "out") == tree(npy)
+    assert not (npy / "out/train/7/1.jpg").samefile(npy / "train/7/1.jpg")
 
 
-def test_output_elsewhere_leaves_the_release_alone(npy, tmp_path_factory):
-    output = tmp_path_factory.mktemp("out")
-    before = snapshot(npy)
-    convert(npy, output=output)
-    assert snapshot(npy) == before and len(tree(output)) == 6
+@pytest.mark.parametrize("release", ["npy", "manual"])
+def test_interrupted_and_continued_ends_the_same(release, request, tmp_path, monkeypatch):
+    folder, whole, output = request.getfixturevalue(release), tmp_path / "whole", tmp_path / "out"
+    (folder / TOY_MARKER).touch()
+    convert(folder, output=whole, workers=2)
+    assert (whole / TOY_MARKER).exists()  # drawn faces stay known as such
 
+    def interrupted(rows, desc, **kwargs):
+        for i, row in enumerate(rows):
+            if desc == "images" and i == 2:
+                raise KeyboardInterrupt
+            yield row
 
-def test_running_twice_changes_nothing(npy):
-    (npy / "train_set/images/1.jpg").write_bytes(b"broken")
-    convert(npy)
-    before = snapshot(npy)
-    convert(npy)
-    assert snapshot(npy) == before
-
-
-@pytest.mark.parametrize("copy", [False, True])
-def test_interrupted_and_continued_ends_the_same(npy, tmp_path_factory, monkeypatch, copy):
-    whole = tmp_path_factory.mktemp("whole")
-    convert(npy, output=whole)
-    place, calls = convert_affectnet.place_file, []
-
-    def interrupted(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return place(*args, **kwargs)
-
-    monkeypatch.setattr(convert_affectnet, "place_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        convert(npy, copy=copy)
-    assert len(tree(npy)) == 3 and (npy / UNFINISHED).exists()
-    assert not (npy / "affectnet.csv").exists()
-    (npy / "train/3/.9.jpg.tmp").write_bytes(b"half")
-    convert(npy, copy=copy)
-    assert tree(npy) == tree(whole)
-    assert not (npy / UNFINISHED).exists()
-
-
-def test_nothing_usable_is_an_error(tmp_path):
-    write_list(tmp_path, [("train", "x.jpg", 1)], index=False)
-    with pytest.raises(UserError, match="convert_report.csv says why"):
-        convert(tmp_path)
-    assert report(tmp_path) == {"x.jpg": "missing image"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(convert_affectnet, "progress", interrupted)
+        convert(folder, output=output, workers=1)
+    assert (output / UNFINISHED).exists() and not (output / "affectnet.csv").exists()
+    done = sorted(tree(output))
+    (output / done.pop()).unlink()
+    times = {name: (output / name).stat().st_mtime_ns for name in done}
+    convert(folder, output=output, workers=2)
+    assert tree(output) == tree(whole) and not (output / UNFINISHED).exists()
+    times |= {name: (output / name).stat().st_mtime_ns for name in set(tree(output)) - set(done)}
+    listed = (output / "affectnet.csv").read_bytes()
+    convert(folder, output=output)
+    assert times == {name: (output / name).stat().st_mtime_ns for name in tree(whole)}
+    assert (output / "affectnet.csv").read_bytes() == listed
 
 
 def test_script_converts(npy):
-    script = [sys.executable, "utils/convert_affectnet.py", "--aff_path"]
-    done = subprocess.run([*script, npy], cwd=REPOSITORY, capture_output=True, text=True)
+    script = [sys.executable, convert_affectnet.__file__, "--aff_path", npy]
+    done = subprocess.run(script, cwd=npy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "found the npy release, 6 rows" in done.stdout and len(tree(npy)) == 6
-    assert f"{npy}: 6 images in train/ and val/" in done.stdout

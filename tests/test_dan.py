@@ -1,9 +1,8 @@
-"""The network against plain PyTorch, and its pre-trained weights."""
+"""The network against plain PyTorch."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.models import resnet18
 
 from networks.dan import DAN, CrossAttentionHead, DANOutput
 from networks.losses import DANLoss
@@ -93,69 +92,3 @@ def test_heads_are_float32_under_autocast():
         attention_map = model.cat_head0.sa.attention_map(output.features)
     assert output.features.dtype == torch.bfloat16
     assert output.logits.dtype == output.heads.dtype == attention_map.dtype == torch.float32
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("wrapped", [True, False])
-@pytest.mark.parametrize("with_fc", [True, False])
-def test_backbone_takes_resnet18_weights(prefix, wrapped, with_fc):
-    torch.manual_seed(0)
-    source = resnet18(num_classes=11)
-    for module in source.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_()
-    state = {
-        prefix + key: value
-        for key, value in source.state_dict().items()
-        if with_fc or not key.startswith("fc.")
-    }
-    model = DAN(num_class=7)
-    model.load_backbone({"state_dict": state} if wrapped else state)
-    images = torch.randn(1, 3, 64, 64)
-    source.avgpool = source.fc = torch.nn.Identity()
-    with torch.no_grad():
-        expected = source.eval()(images).reshape(1, 512, 2, 2)
-        assert torch.equal(model.eval().features(images), expected)
-
-
-def test_backbone_names_what_does_not_fit():
-    state = resnet18().state_dict()
-    del state["layer2.0.conv1.weight"]
-    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
-    state["layer5.weight"] = torch.zeros(1)
-    with pytest.raises(ValueError) as error:
-        DAN(num_class=7).load_backbone(state)
-    message = str(error.value)
-    assert "layer2.0.conv1.weight is missing" in message
-    assert "conv1.weight is (64, 1, 7, 7), not (64, 3, 7, 7)" in message
-    assert "layer5.weight is unknown" in message
-
-
-def test_backbone_names_values_that_are_no_weights():
-    state = resnet18().state_dict()
-    state["conv1.weight"][3, 0, 0, 0] = float("nan")
-    state["bn1.weight"] = torch.ones(64).to_sparse()
-    state["bn1.bias"] = torch.empty(64, device="meta")
-    state["bn1.running_mean"] = torch.zeros(64, dtype=torch.complex64)
-    state["bn1.running_var"] = "text"
-    with pytest.raises(ValueError) as error:
-        DAN(num_class=7).load_backbone(state)
-    message = str(error.value)
-    assert "conv1.weight holds NaN" in message and "bn1.running_var is missing" in message
-    for name in ("weight", "bias", "running_mean"):
-        assert f"bn1.{name} is not plain floats" in message
-
-
-def test_half_precision_backbones_are_taken():
-    state = {
-        k: v.half() if v.is_floating_point() else v for k, v in resnet18().state_dict().items()
-    }
-    model = DAN(num_class=7)
-    model.load_backbone(state)
-    assert torch.equal(model.features[0].weight, state["conv1.weight"].float())
-
-
-def test_batch_counters_may_be_missing_from_old_backbones():
-    state = resnet18().state_dict()
-    state = {key: v for key, v in state.items() if not key.endswith("num_batches_tracked")}
-    DAN(num_class=7).load_backbone(state)

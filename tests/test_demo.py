@@ -1,11 +1,13 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,31 +15,31 @@ from PIL import Image
 from torchvision import transforms
 
 import demo
-from networks.dan import DAN
-from tests import golden
-from utils import views
+from tests.conftest import golden_dan
+from utils.data.images import IMAGE_SUFFIXES, list_files, read_rgb
+from utils.demo import predictor as predictor_module
+from utils.demo import video
+from utils.demo.annotate import COLORS, annotate
+from utils.demo.predictor import RELEASED, Prediction, Predictor
+from utils.demo.video import VIDEO_SUFFIXES, Frame, in_batches, read_files
 from utils.errors import UserError
-from utils.faces import HaarCascade
-from utils.images import read_rgb
-from utils.labels import AFFECTNET, RAFDB
-from utils.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
-
-RELEASED = "affecnet8_epoch5_acc0.6209.pth"
+from utils.labels import AFFECTNET
 
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
-    """An empty folder with a models/ of its own to run in."""
+    """An empty folder to run in, and an empty models/ elsewhere."""
+    (tmp_path / "work").mkdir()
     (tmp_path / "models").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(predictor_module, "MODELS", tmp_path / "models")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def load_once():
-    """The same network for all tests here that ask for the same one."""
+    """The same network for all tests that use the same checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "load", lru_cache(demo.load))
+        patch.setattr(predictor_module, "TorchNetwork", lru_cache(predictor_module.TorchNetwork))
         yield
 
 
@@ -57,26 +59,8 @@ def run(checkpoint, capsys):
     return run
 
 
-def records(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
-def group_photo(photo, path):
-    """Two faces side by side, 300 and 200 pixels wide pictures on grey."""
-    picture = Image.new("RGB", (600, 400), (110, 110, 110))
-    picture.paste(Image.open(photo).resize((300, 350)), (0, 20))
-    picture.paste(Image.open(photo).resize((200, 234)), (380, 100))
-    picture.save(path)
-    return path
-
-
-def write_clip(photo, path, frames=5):
-    face = np.asarray(Image.open(photo).convert("RGB").resize((256, 300)))
-    writer = VideoWriter(path, 10.0, (256, 300))
-    for i in range(frames):
-        writer.write(np.roll(face, i, axis=1))
-    writer.close()
-    return path
+def records():
+    return [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
 
 
 def blank(path):
@@ -84,15 +68,38 @@ def blank(path):
     return path
 
 
+def grey(shade=90):
+    return np.full((144, 176, 3), shade, dtype=np.uint8)
+
+
+def face_frame(photo):
+    frame = grey()
+    frame[:, 20:143] = np.asarray(Image.open(photo).convert("RGB").resize((123, 144)))
+    return frame
+
+
+def write_clip(path, pictures, codec="mp4v", fps=10.0):
+    """A video by OpenCV itself, without our writer."""
+    height, width = pictures[0].shape[:2]
+    kind = cv2.VideoWriter_fourcc(*codec)
+    writer = cv2.VideoWriter(os.path.abspath(path), cv2.CAP_FFMPEG, kind, fps, (width, height))
+    for picture in pictures:
+        writer.write(np.ascontiguousarray(picture[..., ::-1]))
+    writer.release()
+    return path
+
+
+def frames_of(path):
+    return list(read_files([Path(path)], every=1, all_frames=True))
+
+
 @lru_cache
-def plain_network(num_class):
-    model = DAN(num_class=num_class)
-    model.load_state_dict(golden.state_dict(model))
-    return model.eval()
+def plain_network():
+    return golden_dan(8)
 
 
-def expected_probabilities(path, box, num_class=8):
-    """By torchvision's transforms and the plain network, one face alone."""
+def assert_expected(probabilities, path, box):
+    """As torchvision's transforms and the plain network predict, one face alone."""
     x, y, w, h = box
     face = Image.open(path).convert("RGB").crop((x, y, x + w, y + h))
     transform = transforms.Compose(
@@ -103,249 +110,358 @@ def expected_probabilities(path, box, num_class=8):
         ]
     )
     with torch.no_grad():
-        return plain_network(num_class)(transform(face)[None]).logits.softmax(dim=1)[0].numpy()
+        expected = plain_network()(transform(face)[None]).logits.softmax(dim=1)[0].numpy()
+    assert list(probabilities) == list(AFFECTNET)
+    np.testing.assert_allclose(list(probabilities.values()), expected, atol=1e-4)
 
 
-# ---- photos ------------------------------------------------------------------------------------
+# ---- the Predictor -------------------------------------------------------------------------------
 
 
-def test_one_photo_prints_its_face_as_the_released_demo_does(run, photo, checkpoint):
-    code, out, err = run("--image", photo)
-    assert code == 0 and err == ""
-    first, line = out.splitlines()
-    assert checkpoint in first and "8 classes" in first and "Haar" in first
-    assert str(photo) in line and "box [" in line and line.endswith(" %")
-    assert any(f"emotion label: {name} " in line for name in AFFECTNET)
+def test_arrays_pillow_images_and_lists_give_the_same_faces(checkpoint, photo):
+    predictor = Predictor(checkpoint, detector="haar")
+    array = read_rgb(photo)
+    (face,) = predictor(array)
+    assert_expected(face.probabilities, photo, face.box)
+    assert face.label == max(face.probabilities, key=face.probabilities.get)
+    several = predictor([Image.fromarray(array), np.full_like(array, 90), array])
+    assert [len(faces) for faces in several] == [1, 0, 1]
+    assert several[0] == several[2] and several[0][0].box == face.box
+    assert predictor([]) == []
+    # As a camera stores an upright picture that is to be turned by a quarter.
+    turned = Image.fromarray(np.rot90(array))
+    turned.getexif()[0x0112] = 6
+    assert predictor(turned) == [face]
+    (wide,) = Predictor(checkpoint, detector="haar", margin=0.3)(array)
+    assert wide.box[2] == pytest.approx(1.6 / 1.2 * face.box[2], abs=1)
 
 
-def test_probabilities_are_those_of_the_plain_network(run, photo):
-    run("--image", photo, "--json", "o.jsonl")
-    (record,) = records("o.jsonl")
-    expected = expected_probabilities(photo, record["box"])
-    assert list(record["probabilities"]) == list(AFFECTNET)
-    np.testing.assert_allclose(list(record["probabilities"].values()), expected, atol=1e-4)
-    assert record["label"] == AFFECTNET[expected.argmax()]
-    assert record["probability"] == max(record["probabilities"].values())
-    assert record["file"] == str(photo)
+def test_cut_out_faces_of_any_size_are_classified(checkpoint, photo):
+    predictor = Predictor(checkpoint, detector=None)
+    image = Image.open(photo)
+    boxes = [(180, 120, 150 + 3 * i, 200) for i in range(predictor.network.batch_size + 2)]
+    crops = [image.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
+    results = predictor.classify(crops)
+    for i in (0, 1, -1):
+        assert_expected(results[i].probabilities, photo, boxes[i])
+    assert_expected(predictor.classify(np.asarray(crops[1])).probabilities, photo, boxes[1])
+    with pytest.raises(ValueError, match="detector"):
+        predictor(image)
 
 
-def test_all_faces_of_a_photo_are_printed(run, photo):
-    path = group_photo(photo, "group.png")
-    code, out, _ = run("--image", path, "--json", "o.jsonl", "--output", "out")
-    assert code == 0
-    assert "group.png: face 1 of 2 box" in out and "group.png: face 2 of 2 box" in out
-    left, right = records("o.jsonl")
-    assert left["box"][0] < 300 < right["box"][0]
-    for record in (left, right):
-        expected = expected_probabilities(path, record["box"])
-        np.testing.assert_allclose(list(record["probabilities"].values()), expected, atol=1e-4)
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((50, 50, 3), dtype=np.float32),
+        np.zeros((50, 50), dtype=np.uint8),
+        np.zeros((50, 50, 4), dtype=np.uint8),
+        np.zeros((0, 50, 3), dtype=np.uint8),
+        "photo.jpg",
+        torch.zeros(50, 50, 3, dtype=torch.uint8),
+    ],
+)
+def test_what_is_no_uint8_rgb_picture_is_a_value_error(checkpoint, picture):
+    predictor = Predictor(checkpoint)
+    for call in (predictor, predictor.classify):
+        for argument in (picture, [picture]):
+            with pytest.raises(ValueError, match="a picture must"):
+                call(argument)
 
 
-def test_whole_image_takes_the_picture_as_the_face(run, workplace):
-    blank("a.png")
-    code, out, _ = run("--image", "a.png", "--whole_image", "--json", "o.jsonl", "--top", 3)
-    assert code == 0 and "whole images" in out
-    (record,) = records("o.jsonl")
-    assert record["box"] == [0, 0, 120, 100]
-    expected = expected_probabilities("a.png", record["box"])
-    np.testing.assert_allclose(list(record["probabilities"].values()), expected, atol=1e-4)
-    best, second, third = (AFFECTNET[i] for i in np.argsort(-expected)[:3])
-    line = out.splitlines()[1]
-    assert line.index(f"label: {best}") < line.index(f"({second}") < line.index(third, 40)
+def test_torch_is_not_imported_before_a_checkpoint_is_read():
+    code = "import sys, demo\n"
+    code += "try: demo.main(['--image', 'missing.jpg'])\n"
+    code += "finally: print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parent)}
+    options = {"env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], **options)
+    assert "missing.jpg: no such file" in done.stderr and done.stdout == "False\n"
 
 
-def test_margin_widens_the_box(photo):
-    narrow, wide = (
-        demo.finder(HaarCascade(), margin)(read_rgb(photo))[0].box[2] for margin in (0, 0.2)
-    )
-    assert wide == pytest.approx(1.4 * narrow, abs=1)
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
-def test_many_files_are_classified_in_batches_and_keep_their_order(run, photo, workplace):
-    """Several files to a batch of the network, with pictures without a face between."""
-    (workplace / "photos" / "deeper").mkdir(parents=True)
-    for i in range(0, 10, 2):
-        shutil.copy(photo, f"photos/{i}.jpg")
-        blank(f"photos/{i + 1}.png")
-    shutil.copy(photo, "photos/deeper/a.jpg")
-    Path("photos/notes.txt").write_text("no image, and not listed")
-    code, out, err = run("--image", "photos", "--json", "o.jsonl")
-    assert code == 0 and err == ""
-    files = [line.split(":")[0] for line in out.splitlines()[1:]]
-    assert files == [
-        str(p) for p in sorted(Path("photos").rglob("*")) if p.suffix in (".jpg", ".png")
-    ]
-    assert out.count("no face found") == 5
-    expected = expected_probabilities(photo, records("o.jsonl")[0]["box"])
-    for record in records("o.jsonl"):
-        np.testing.assert_allclose(list(record["probabilities"].values()), expected, atol=1e-3)
-
-
-# ---- exit codes --------------------------------------------------------------------------------
-
-
-def test_no_face_in_any_file_is_exit_code_1(run):
-    code, out, _ = run("--image", blank("a.png"), "--output", "out")
-    assert code == 1
-    assert "a.png: no face found" in out
-    assert list(Path("out").iterdir()) == []
-
-
-def test_unreadable_files_are_a_line_each_and_the_rest_goes_on(run, photo):
-    Path("empty.jpg").touch()
-    Path("cut.jpg").write_bytes(photo.read_bytes()[:9000])
-    Path("text.mp4").write_text("no video")
-    Path("folder").mkdir()
-    names = ["empty.jpg", "cut.jpg", "text.mp4", "folder", "missing.png"]
-    code, out, err = run("--image", *names, photo)
-    assert code == 0 and "emotion label" in out
-    lines = err.splitlines()
-    assert len(lines) == len(names)
-    assert all(any(name in line for line in lines) for name in names)
-
-
-def test_as_a_program(photo, checkpoint, workplace):
-    """One photo imports nothing that it does not need."""
-    script = Path(demo.__file__)
-    code = (
-        "import sys, runpy; sys.argv = sys.argv[1:]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "finally: print([m for m in ('sklearn', 'matplotlib', 'pandas', 'utils.engine') "
-        "if m in sys.modules])"
-    )
-    program = [sys.executable, "-c", code, str(script), "--checkpoint", checkpoint, "--image"]
-    environment = {**os.environ, "PYTHONPATH": str(script.parent)}
-    kind = {"capture_output": True, "text": True, "env": environment, "cwd": workplace}
-    good = subprocess.run([*program, str(photo)], **kind)
-    assert good.returncode == 0, good.stderr
-    assert "emotion label: " in good.stdout and good.stdout.endswith("[]\n")
-
-
-# ---- checkpoints -------------------------------------------------------------------------------
-
-
-def test_without_checkpoint_the_released_file_then_the_newest_run(checkpoint_file, photo, capsys):
-    for age, run in ((200, "old"), (100, "new")):
-        Path("models", run).mkdir()
-        best = shutil.copy(checkpoint_file(7, "best.pth", ours=True), f"models/{run}/best.pth")
-        os.utime(best, (1e9 - age, 1e9 - age))
+def test_the_default_is_the_released_file_else_the_newest_run(checkpoint_file, photo, capsys):
+    models = predictor_module.MODELS
+    with pytest.raises(UserError, match=r"drive\.google.*rafdb\.py.*--toy"):
+        demo.main(["--image", str(photo)])
+    (models.parent / "scratch").mkdir()
+    (models / "linked").symlink_to(models.parent / "scratch")
+    (models / "old").mkdir()
+    best = checkpoint_file(7, "best.pth", ours=True, toy=True)
+    for age, folder in ((200, "old"), (100, "linked")):
+        shutil.copy(best, models / folder / "best.pth")
+        os.utime(models / folder / "best.pth", (1e9 - age, 1e9 - age))
     demo.main(["--image", str(photo)])
-    out = capsys.readouterr().out
-    assert out.startswith("models/new/best.pth (RAF-DB, 7 classes")
-    assert any(f"emotion label: {name} " in out for name in RAFDB)
-    shutil.copy(checkpoint_file(8, RELEASED), "models")
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{models}/linked/best.pth (toy RAF-DB, 7 classes")
+    assert err.startswith("warning: ") and "toy" in err and len(err.splitlines()) == 1
+    shutil.copy(checkpoint_file(8, RELEASED), models)
+    os.chdir(models.parent)
     demo.main(["--image", str(photo)])
     assert capsys.readouterr().out.startswith(f"models/{RELEASED} (AffectNet, 8 classes")
 
 
-def test_without_any_checkpoint_the_error_says_where_to_get_one(photo):
-    with pytest.raises(UserError, match=r"drive\.google.*rafdb\.py.*--toy"):
-        demo.main(["--image", str(photo)])
+# ---- photos --------------------------------------------------------------------------------------
 
 
-def test_the_data_set_names_the_classes(checkpoint_file, photo, capsys):
-    path = str(checkpoint_file(7, "downloaded.pth"))
-    labels = {}
-    for dataset, names in (("RAF-DB", RAFDB), ("AffectNet", AFFECTNET[:7])):
-        argv = ["--image", str(photo), "--checkpoint", path, "--dataset", dataset]
-        demo.main([*argv, "--json", "o.jsonl"])
-        (record,) = records("o.jsonl")
-        assert list(record["probabilities"]) == list(names)
-        labels[dataset] = names.index(record["label"])
-    assert labels["RAF-DB"] == labels["AffectNet"]  # the same output under other names
+def test_all_faces_of_a_photo_are_printed_written_and_drawn(run, photo):
+    picture = Image.new("RGB", (600, 400), (110, 110, 110))
+    for width, left in ((300, 0), (200, 380)):
+        picture.paste(Image.open(photo).resize((width, width * 7 // 6)), (left, 20))
+    picture.save("group.png")
+    flags = ("--detector", "haar", "--json", "o.jsonl", "--output", "out")
+    code, out, err = run("--image", "group.png", *flags)
+    assert code == 0 and err == ""
+    title, first, second, _ = out.splitlines()
+    assert RELEASED in title and "8 classes" in title and "Haar" in title
+    faces = records()
+    assert faces[0]["box"][0] < 300 < faces[1]["box"][0]
+    for i, (line, face) in enumerate(zip((first, second), faces, strict=True)):
+        assert line == (
+            f"group.png: face {i + 1} of 2 box {face['box']}  "
+            f"emotion label: {face['label']}  {100 * face['probability']:.1f} %"
+        )
+        assert_expected(face["probabilities"], "group.png", face["box"])
+    copy = read_rgb("out/group_emotions.png").astype(int)
+    assert copy.shape == (533, 800, 3)  # enlarged
+    assert (np.abs(copy - np.asarray(picture.resize((800, 533)))).max(-1) > 100).sum() > 1000
 
 
-def test_a_toy_model_is_warned_about(checkpoint_file, photo, capsys):
-    path = str(checkpoint_file(7, "best.pth", ours=True, toy=True))
-    demo.main(["--image", str(photo), "--checkpoint", path])
-    err = capsys.readouterr().err
-    assert err.startswith("warning: ") and "toy" in err and len(err.splitlines()) == 1
+def test_whole_image_takes_the_picture_as_the_face(run):
+    code, out, _ = run("--image", blank("a.png"), "--whole_image", "--json", "o.jsonl", "--top", 3)
+    assert code == 0 and "whole images" in out
+    (record,) = records()
+    assert record["box"] == [0, 0, 120, 100]
+    assert_expected(record["probabilities"], "a.png", record["box"])
+    best, second, third = sorted(AFFECTNET, key=record["probabilities"].get, reverse=True)[:3]
+    line = out.splitlines()[1]
+    assert line.index(f"label: {best}") < line.index(f"({second}") < line.index(third, 40)
 
 
-# ---- annotated copies --------------------------------------------------------------------------
+def test_a_folder_keeps_its_order_and_each_file_leaves_a_record(run, photo):
+    Path("photos/deeper").mkdir(parents=True)
+    for i in range(0, 6, 2):
+        shutil.copy(photo, f"photos/{i}.jpg")
+        blank(f"photos/{i + 1}.png")
+    shutil.copy(photo, "photos/deeper/a.jpg")
+    Path("photos/3.jpg").write_bytes(photo.read_bytes()[:9000])
+    code, out, err = run("--image", "photos", "--json", "o.jsonl")
+    assert code == 0
+    names = ["0.jpg", "1.png", "2.jpg", "3.jpg", "3.png", "4.jpg", "5.png", "deeper/a.jpg"]
+    found = records()
+    assert [record["file"] for record in found] == [f"photos/{name}" for name in names]
+    for record in found:
+        if record["file"].endswith(".png"):
+            assert record["faces"] == 0
+        elif record["file"] == "photos/3.jpg":
+            assert "cannot be read" in record["error"] and record["error"] in err
+        else:
+            assert record["probabilities"] == pytest.approx(found[0]["probabilities"], abs=1e-4)
+    assert "photos/1.png: no face found (searched down to 2" in out
 
 
-def test_copies_of_the_same_name_do_not_collide(run, photo):
+def test_exit_codes_where_there_is_no_face_or_no_readable_file(run):
+    code, out, _ = run("--image", blank("a.png"), "--output", "out")
+    assert code == 1 and list(Path("out").iterdir()) == []
+    Path("b.jpg").touch()
+    Path("c.mp4").write_text("no video")
+    with pytest.raises(UserError, match="none of 2 files"):
+        run("--image", "b.jpg", "c.mp4", "--json", "o.jsonl")
+    assert [set(record) for record in records()] == [{"file", "error"}] * 2
+    with pytest.raises(UserError, match=r"c\.mp4: not a video"):
+        run("--image", "c.mp4", "--json", "o.jsonl")
+    assert "image" not in records()[0]["error"]
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def test_copies_do_not_collide_overwrite_a_photo_or_become_inputs(run, photo):
     for folder in ("a", "b"):
         Path(folder).mkdir()
         shutil.copy(photo, f"{folder}/face.jpg")
-    before = Path("a/face.jpg").read_bytes()
-    run("--image", "a/face.jpg", "b/face.jpg", "--output", ".")
-    copies = sorted(Path().glob("*_emotions.jpg"))
-    assert [path.name for path in copies] == ["a_face_emotions.jpg", "b_face_emotions.jpg"]
-    assert Path("a/face.jpg").read_bytes() == before
-    copy = read_rgb(copies[0]).astype(int)
-    assert copy.shape[0] == 800  # 512x600, enlarged
-    original = np.asarray(Image.open(photo).resize((683, 800))).astype(int)
-    assert (np.abs(copy - original).max(axis=-1) > 100).sum() > 1000
-
-
-def test_earlier_copies_are_not_looked_at_again(run, photo):
-    Path("photos").mkdir()
-    shutil.copy(photo, "photos/face.jpg")
     for _ in range(2):
-        _, out, _ = run("--image", "photos", "--output", "photos/annotated")
-        assert out.count("emotion label") == 1
-    assert [path.name for path in Path("photos/annotated").iterdir()] == ["face_emotions.jpg"]
+        _, out, _ = run("--image", "a", "b", "--output", "a/copies")
+        assert out.count("emotion label") == 2
+    copies = ["a_face_emotions.jpg", "b_face_emotions.jpg"]
+    assert sorted(path.name for path in Path("a/copies").iterdir()) == copies
+    shutil.copy(photo, "b/face_emotions.jpg")
+    for flags in (["--output", "b"], ["--json", "a/face.jpg"]):
+        with pytest.raises(UserError, match="would be overwritten"):
+            run("--image", "a/face.jpg", "b/face_emotions.jpg", *flags)
+    assert Path("a/face.jpg").read_bytes() == photo.read_bytes()
 
 
-# ---- videos ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("flag", ["--output", "--json"])
+def test_a_wrong_place_is_reported_before_the_network_is_loaded(run, photo, flag, monkeypatch):
+    monkeypatch.setattr(predictor_module, "TorchNetwork", None)
+    Path("file").touch()
+    with pytest.raises(UserError, match="file/x: cannot be written"):
+        run("--image", photo, flag, "file/x")
 
 
-@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
-def test_a_video_is_annotated_and_its_frames_are_reported(run, photo, suffix):
-    path = write_clip(photo, Path(f"clip{suffix}"))
-    code, out, _ = run("--image", path, "--output", "out", "--json", "o.jsonl")
+def test_names_of_any_kind_are_read_copied_and_told_apart(run, photo):
+    names = [
+        "-a.jpg",
+        "two\nlines.jpg",
+        "x" * 250 + ".jpg",
+        "x" * 249 + "y.jpg",
+        "é" * 120 + ".png",
+    ]
+    for name in names:
+        shutil.copy(photo, name)
+    code, out, _ = run("--image", *names, "--output", "out", "--json", "o.jsonl")
     assert code == 0
-    found = records("o.jsonl")
-    assert [record["frame"] for record in found] == [0, 1, 2, 3, 4]
-    assert [record["time"] for record in found] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert f"clip{suffix} frame 3 (0.30 s): box" in out
-    *_, summary, written = out.splitlines()
-    assert summary.startswith(f"clip{suffix}: 5 frames, 5 faces  ")
-    assert written == f"annotated: out/clip_emotions{suffix}"
-    copy = VideoReader(Path(f"out/clip_emotions{suffix}"))
-    frames = [image for _, _, image in copy.frames()]
-    copy.close()
-    assert len(frames) == 5
-    assert copy.fps == pytest.approx(10)
-    assert frames[0].shape[:2] == (800, 682)  # 300x256, enlarged; the codec drops an odd column
+    assert [record["file"] for record in records()] == names
+    assert len(out.splitlines()) == 1 + len(names) + 1
+    assert len(list(Path("out").iterdir())) == len(names)
 
 
-def test_every_nth_frame_is_looked_at_and_all_are_in_the_copy(run, photo):
-    path = write_clip(photo, Path("clip.avi"), frames=7)
-    run("--image", path, "--output", "out", "--json", "o.jsonl", "--every", "3")
-    assert [record["frame"] for record in records("o.jsonl")] == [0, 3, 6]
-    copy = VideoReader(Path("out/clip_emotions.avi"))
-    frames = [image.astype(int) for _, _, image in copy.frames()]
-    copy.close()
-    assert len(frames) == 7
-    # Each frame carries the box of the last one looked at: the same outline at the same place.
-    for record in records("o.jsonl")[:2]:
-        x, y, w, _ = (round(value * 800 / 300) for value in record["box"])
-        first, *others = (
-            frame[y + 1 : y + 3, x + 20 : x + w - 20] for frame in frames[record["frame"] :][:3]
-        )
-        assert max(np.abs(first - other).mean() for other in others) < 10
-
-
-def test_a_video_without_faces_is_exit_code_1(run):
-    writer = VideoWriter(Path("clip.avi"), 10.0, (64, 64))
-    for _ in range(3):
-        writer.write(np.full((64, 64, 3), 90, dtype=np.uint8))
-    writer.close()
-    code, out, _ = run("--image", "clip.avi", "--json", "o.jsonl", "--output", "out")
+def test_names_of_videos_that_opencv_stumbles_over(run):
+    good = ["rec-12:30.mp4", "http:x.mp4", "a%03d.mp4", "-b.mp4"]
+    for name in good:
+        shutil.copy(write_clip("clip.mp4", [grey()] * 3), name)
+    os.rename("clip.mp4", b"caf\xe9.mp4")
+    code, out, err = run("--image", *good, "caf\udce9.mp4", "--output", "out", "--json", "o.jsonl")
     assert code == 1
-    assert out.splitlines()[-2] == "clip.avi: 3 frames, no faces"
-    assert records("o.jsonl") == []
+    assert out.count(": 3 frames, no faces\n") == len(good) == len(list(Path("out").iterdir()))
+    assert records()[:-1] == [{"file": name, "faces": 0} for name in good]
+    assert len(err.splitlines()) == 1 and "rename" in err
 
 
-def test_pictures_that_wait_for_a_batch_are_bounded_by_their_memory(monkeypatch):
-    """A long video in which nobody appears fills no batch."""
-    monkeypatch.setattr(views, "MAX_BYTES", 1000)
+# ---- videos --------------------------------------------------------------------------------------
+
+CONTAINERS = {".mkv": "MJPG", ".avi": "XVID", ".wmv": "WMV2", ".flv": "FLV1", ".mpg": "MPG2"}
+CONTAINERS |= dict.fromkeys((".mp4", ".mov", ".m4v", ".3gp", ".ts"), "mp4v")
+
+
+def test_videos_of_any_container_in_a_folder_are_read():
+    Path("clips").mkdir()
+    shades = (20, 60, 100, 140, 180)
+    for suffix, codec in CONTAINERS.items():
+        write_clip(f"clips/clip{suffix.upper()}", [grey(shade) for shade in shades], codec)
+    files = list_files(["clips"], suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    assert {file.suffix.lower() for file in files} == set(CONTAINERS)
+    for file in files:
+        frames = frames_of(file)
+        assert [frame.index for frame in frames] == list(range(5)), file
+        assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+        for frame, shade in zip(frames, shades, strict=True):
+            np.testing.assert_allclose(frame.image.mean(axis=(0, 1)), shade, atol=12)
+
+
+@pytest.mark.parametrize("suffix, copied", [(".avi", ".avi"), (".mkv", ".mkv"), (".3gp", ".mp4")])
+def test_a_video_is_reported_and_copied_at_its_own_size(run, photo, suffix, copied):
+    face = face_frame(photo)
+    pictures = [face, face, grey(), face]
+    write_clip(f"clip{suffix}", pictures, "MJPG" if suffix == ".avi" else "mp4v")
+    code, out, _ = run("--image", f"clip{suffix}", "--output", "out", "--json", "o.jsonl")
+    assert code == 0
+    found = records()
+    assert [(record["frame"], record["time"]) for record in found] == [(0, 0), (1, 0.1), (3, 0.3)]
+    assert f"clip{suffix} frame 3 (0.30 s): box" in out
+    assert f"clip{suffix}: 4 frames, 3 faces  " in out
+    frames = frames_of(f"out/clip_emotions{copied}")
+    assert len(frames) == 4 and frames[0].fps == pytest.approx(10)
+    x, y, w, _ = found[0]["box"]
+    edge = np.s_[y + 1 : y + 3, x + 20 : x + w - 20]  # of the outline
+    for i, (frame, picture) in enumerate(zip(frames, pictures, strict=True)):
+        assert frame.image.shape == picture.shape
+        change = np.abs(frame.image[edge].astype(int) - picture[edge]).mean()
+        assert (change > 25) == (i != 2)
+
+
+def test_every_nth_frame_is_searched_and_all_are_in_the_copy(run, photo):
+    pictures = [np.roll(face_frame(photo), i, axis=1) for i in range(5)]
+    write_clip("clip.avi", pictures, "MJPG")
+    run("--image", "clip.avi", "--output", "out", "--json", "o.jsonl", "--every", "3")
+    assert [record["frame"] for record in records()] == [0, 3]
+    frames = [frame.image.astype(int) for frame in frames_of("out/clip_emotions.avi")]
+    assert len(frames) == 5
+    # The outline stays where it was in the last frame that was searched.
+    x, y, w, _ = records()[0]["box"]
+    first, *others = (frame[y + 1 : y + 3, x + 20 : x + w - 20] for frame in frames[:3])
+    assert max(np.abs(first - other).mean() for other in others) < 10
+    searched = read_files([Path("clip.avi")], every=3, all_frames=False)
+    assert [frame.index for frame in searched] == [0, 3]
+
+
+def set_durations(path, runs):
+    """Give the frames of an MP4 file by OpenCV other durations: pairs of a count and seconds."""
+    data = bytearray(Path(path).read_bytes().replace(b"edts", b"free"))
+    scale = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0]
+    table = data.index(b"stts") + 8
+    assert struct.unpack_from(">I", data, table) == (1,)
+    entries = [struct.pack(">II", count, round(seconds * scale)) for count, seconds in runs]
+    data[table : table + 12] = struct.pack(">I", len(runs)) + b"".join(entries)
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"):
+        at = data.index(box) - 4
+        struct.pack_into(">I", data, at, struct.unpack_from(">I", data, at)[0] + 8 * len(runs) - 8)
+    Path(path).write_bytes(data)
+
+
+def test_a_copy_lasts_as_long_as_a_video_of_variable_rate(run):
+    write_clip("clip.mp4", [grey(10 * i) for i in range(20)])
+    set_durations("clip.mp4", [(10, 0.1), (10, 2)])
+    source = frames_of("clip.mp4")
+    assert source[-1].seconds == pytest.approx(19)
+    run("--image", "clip.mp4", "--output", "out", "--every", "20")
+    copy = frames_of("out/clip_emotions.mp4")
+    assert 19 <= len(copy) / copy[0].fps <= 21
+    np.testing.assert_allclose(np.diff([f.seconds for f in copy]), 1 / copy[0].fps, rtol=0.02)
+    for time in (0.5, 0.9, 2, 8, 18):  # what is shown then
+        shown = [
+            max((f for f in v if f.seconds <= time + 0.03), key=lambda f: f.index)
+            for v in (source, copy)
+        ]
+        assert shown[0].image.mean() == pytest.approx(shown[1].image.mean(), abs=4)
+
+
+def test_a_copy_of_a_video_that_claims_1000_frames_a_second_keeps_its_length(run):
+    write_clip("clip.mp4", [grey()] * 200, fps=1000.0)
+    run("--image", "clip.mp4", "--output", "out", "--every", "200")
+    frames = frames_of("out/clip_emotions.mp4")
+    assert len(frames) / frames[0].fps == pytest.approx(0.2, abs=0.05)
+    assert len(frames) < 50
+
+
+def test_frames_that_wait_for_a_batch_are_bounded_by_their_memory(monkeypatch):
+    monkeypatch.setattr(video, "MAX_BYTES", 1000)
     image = np.zeros((10, 10, 3), dtype=np.uint8)  # 300 bytes
-    stream = (
-        views.View(Path("a.mp4"), [], np.empty((0, 8, 8, 3), np.uint8), image, frame=i)
-        for i in range(11)
-    )
-    assert [len(batch) for batch in views.in_batches(stream, batch_size=8)] == [4, 4, 3]
+    frames = [Frame(Path("a.mp4"), image, searched=False) for _ in range(11)]
+    assert [len(batch) for batch in in_batches(frames, 8)] == [4, 4, 3]
+
+
+# ---- drawing -------------------------------------------------------------------------------------
+
+
+def draw(shape, boxes, *values, enlarge=False):
+    """Faces drawn onto grey: the copy, and where it differs from grey."""
+    values = (*values, *[0.0] * (8 - len(values)))
+    faces = [Prediction(box, dict(zip(AFFECTNET, values, strict=True))) for box in boxes]
+    copy = annotate(np.full((*shape, 3), 128, dtype=np.uint8), faces, enlarge=enlarge)
+    return copy, (copy != 128).any(axis=-1)
+
+
+def test_bars_are_as_long_as_the_probabilities():
+    copy, _ = draw((800, 800), [(200, 300, 150, 150)], 0.6, 0.3, 0.1)
+    lengths = []
+    for color in COLORS[:3]:
+        rgb = tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+        lengths.append((copy[:, 352:] == rgb).all(axis=-1).sum(axis=1).max())
+    assert lengths[0] / lengths[1] == pytest.approx(2, rel=0.1)
+    assert lengths[1] / lengths[2] == pytest.approx(3, rel=0.25)
+
+
+def test_faces_are_not_covered_where_there_is_room():
+    boxes = [(100, 200, 120, 120), (300, 220, 100, 100), (700, 100, 200, 200), (930, 500, 60, 60)]
+    _, changed = draw((800, 1000), boxes, 0, 1)
+    for x, y, w, h in boxes:
+        assert changed[y, x : x + w].all()
+        assert not changed[y + 12 : y + h - 12, x + 12 : x + w - 12].any()
+
+
+@pytest.mark.parametrize("box", [(0, 0, 64, 64), (0, 0, 1, 1), (63, 63, 1, 1), (0, 60, 4, 4)])
+def test_boxes_of_any_size_and_many_faces_can_be_drawn(box):
+    assert draw((64, 64), [box] * 50, 1)[1].any()

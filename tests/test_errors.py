@@ -1,4 +1,4 @@
-"""How a script ends: on a user's error, on Ctrl-C, and when nobody reads what it prints."""
+"""How a script ends: on a user's error, on Ctrl-C, behind `| head`; and its progress."""
 
 import os
 import signal
@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-import demo
-from utils.errors import UserError, exit_on_user_error
+from utils import progress
+from utils.errors import UserError, exit_on_user_error, writing
 
-REPOSITORY = Path(demo.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
 MANY_LINES = "[print('x' * 1000) for _ in range(1000)]"
 
 
@@ -46,13 +45,6 @@ def test_ctrl_c_is_one_line(capsys):
     assert end.value.code == 130 and capsys.readouterr().err == "run it again\n"
 
 
-def test_ctrl_c_on_a_terminal_starts_a_line(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with pytest.raises(SystemExit), exit_on_user_error(interrupted="run it again"):
-        raise KeyboardInterrupt
-    assert capsys.readouterr().err == "\nrun it again\n"
-
-
 def test_ctrl_c_as_a_program():
     script = run("print('ready', flush=True)\ntime.sleep(60)")
     assert script.stdout.readline() == "ready\n"
@@ -69,7 +61,6 @@ def test_ctrl_c_as_a_program():
         f"{MANY_LINES}\nsys.exit(1)",
         f"{MANY_LINES}\nraise UserError('x')",
         "input()\nprint('one line, which waits for the end')",
-        "input()\nprint('one line')\nsys.exit(1)",
     ],
 )
 def test_a_reader_that_goes_away_ends_it_silently(code, unbuffered):
@@ -80,25 +71,7 @@ def test_a_reader_that_goes_away_ends_it_silently(code, unbuffered):
     script.stdin.write("\n")
     script.stdin.close()
     err = script.stderr.read()
-    assert script.wait() == 141 and err in ("", "error: x\n")
-
-
-def test_nobody_reads_the_error():
-    reading, writing = os.pipe()
-    os.close(reading)
-    script = run("raise UserError('x')", stdout=writing, stderr=writing)
-    os.close(writing)
-    assert script.wait() == 141
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("code", [MANY_LINES, "print('one line')"])
-def test_stdout_on_a_full_disk_is_one_line(code):
-    with open("/dev/full", "w") as full:
-        script = run(code, stdout=full)
-    _, err = script.communicate()
-    assert script.returncode == 2
-    assert err == "error: stdout cannot be written (No space left on device)\n"
+    assert script.wait() == 141 and err in ("", "error: x\n"), err
 
 
 def test_names_that_are_no_text_can_be_printed():
@@ -107,13 +80,30 @@ def test_names_that_are_no_text_can_be_printed():
     assert (script.returncode, out, err) == (0, "\\udcff.jpg\n", "")
 
 
-def test_the_demo_behind_head(checkpoint_file, photo, tmp_path):
-    """`python demo.py ... | head -1` with more output to come."""
-    for i in range(3):
-        Image.open(photo).resize((256, 300)).save(tmp_path / f"{i}.png")
-    script = [sys.executable, REPOSITORY / "demo.py", "--image", tmp_path, "--device", "cpu"]
-    script += ["--checkpoint", checkpoint_file(8, "affecnet8_epoch5_acc0.6209.pth")]
-    done = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert "8 classes" in done.stdout.readline()
-    done.stdout.close()
-    assert done.stderr.read() == "" and done.wait() == 141
+def test_writing_names_the_file_and_the_reason(tmp_path):
+    with pytest.raises(UserError, match=r"^out/x\.csv: cannot be written \(No such file"):
+        with writing("out/x.csv"):
+            (tmp_path / "nowhere" / "x.csv").write_text("x")
+    with pytest.raises(ValueError), writing("x"):
+        raise ValueError
+
+
+@pytest.mark.parametrize("every, lines", [(1e-9, 4), (60, 0)])
+def test_progress_in_a_log(every, lines, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LOG_EVERY", every)
+    bar = progress.progress(range(4), desc="epoch 1")
+    for _ in bar:
+        bar.set_postfix(loss="1.500", refresh=False)
+    bar.close()
+    written = capsys.readouterr().err.splitlines()
+    assert len(written) == lines and all(line.startswith("epoch 1: ") for line in written)
+
+
+def test_progress_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for _ in progress.progress(range(3), desc="epoch 1", mininterval=0):
+        pass
+    written = capsys.readouterr().err
+    assert "\r" in written and "3/3" in written and not written.endswith("\n")
+    assert list(progress.progress(range(3), shown=False)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""

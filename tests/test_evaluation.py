@@ -7,49 +7,40 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from sklearn import metrics as sk
 
 import affectnet
 import rafdb
-from networks.dan import DAN
-from tests.conftest import SMALL
+from tests.conftest import TinyDAN, golden_dan
 from utils import checkpoint
+from utils.data.datasets import read_rafdb
+from utils.data.images import read_rgb
+from utils.data.transforms import preprocess
 from utils.errors import UserError
-from utils.images import read_rgb
 from utils.labels import RAFDB
-from utils.readers import read_rafdb
-from utils.toy_faces import write_rafdb
-from utils.transforms import preprocess
+from utils.toy.sets import write_rafdb
+from utils.training.metrics import classification_metrics, per_class_table
 
 HOST = ["--workers", "0", "--device", "cpu"]
-
-
-@pytest.fixture
-def released(tmp_path):
-    """Writes a file of the released form, with as many classes and under the name asked."""
-
-    def write(name, num_class):
-        torch.manual_seed(0)
-        model = DAN(num_class=num_class)
-        content = {"iter": 5, "model_state_dict": model.state_dict(), "optimizer_state_dict": {}}
-        torch.save(content, tmp_path / name)
-        return tmp_path / name
-
-    return write
 
 
 def evaluate(toy_raf, path, *more):
     rafdb.main(["--raf_path", str(toy_raf), "--evaluate", "--checkpoint", str(path), *HOST, *more])
 
 
-def test_files_and_table(toy_raf, small_run, tmp_path, capsys):
-    shutil.copy(small_run / "best.pth", tmp_path)
-    evaluate(toy_raf, tmp_path / "best.pth", "--tsne")
-    folder = tmp_path / "best-evaluation"
+def read_csv(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_and_table(toy_raf, small_run, tmp_path, quick, capsys):
+    path = shutil.copy(small_run / "best.pth", tmp_path)
+    evaluate(toy_raf, path, "--tsne")
+    (folder,) = (entry for entry in tmp_path.iterdir() if entry.is_dir())
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"] == 21 and set(metrics["per_class"]) == set(RAFDB)
-    with open(folder / "predictions.csv") as file:
-        rows = list(csv.DictReader(file))
+    assert metrics["epoch"] == checkpoint.load(path)["iter"]
+    rows = read_csv(folder / "predictions.csv")
     assert list(rows[0]) == ["path", "label", "prediction", *RAFDB]
     hits = np.mean([row["label"] == row["prediction"] for row in rows])
     assert metrics["accuracy"] == pytest.approx(hits)
@@ -57,41 +48,24 @@ def test_files_and_table(toy_raf, small_run, tmp_path, capsys):
         probabilities = {name: float(row[name]) for name in RAFDB}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
         assert max(probabilities, key=probabilities.get) == row["prediction"]
-    for name in ("confusion_matrix.png", "tsne.png"):
-        with Image.open(folder / name) as image:
-            assert min(image.size) > 300
     printed = capsys.readouterr().out
     assert "balanced accuracy" in printed and "precision" in printed and "surprise" in printed
-    (folder / "bad_images.csv").touch()
-    evaluate(toy_raf, tmp_path / "best.pth")
-    for name in ("tsne.png", "bad_images.csv"):
-        assert not (folder / name).exists()  # they would be those of other images
 
 
-def test_an_overwritten_run_takes_its_evaluations_along(toy_raf, small_run, tmp_path):
-    """They would pass for those of the new one; what somebody else put there stays."""
-    for name in ("best", "last"):
-        shutil.copy(small_run / f"{name}.pth", tmp_path)
-        evaluate(toy_raf, tmp_path / f"{name}.pth", "--tsne")
-        said = json.loads((tmp_path / f"{name}-evaluation" / "metrics.json").read_text())
-        assert said["epoch"] == checkpoint.load(tmp_path / f"{name}.pth")["iter"]
-    mine = tmp_path / "last-evaluation" / "mine.txt"
-    mine.touch()
-    flags = ["--raf_path", str(toy_raf), "--output_dir", str(tmp_path), *SMALL]
-    rafdb.main([*flags, "--overwrite", "--epochs", "1"])
-    assert not (tmp_path / "best-evaluation").exists()
-    assert list(mine.parent.iterdir()) == [mine]
-
-
-def test_probabilities_are_the_models(toy_raf, released, tmp_path):
-    """Each face by itself, through the network as it was trained."""
-    path = released("rafdb_epoch21_acc0.897_bacc0.8275.pth", 7)
+def test_training_and_evaluation_agree(toy_raf, small_run, tmp_path, quick):
+    """The accuracy of --evaluate is the one that training logged for that epoch."""
+    path = shutil.copy(small_run / "last.pth", tmp_path)
     evaluate(toy_raf, path, "--output_dir", str(tmp_path / "out"))
-    with open(tmp_path / "out" / "predictions.csv") as file:
-        rows = list(csv.DictReader(file))
-    split = read_rafdb(toy_raf).val
-    torch.manual_seed(0)
-    model = DAN(num_class=7).eval()
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["accuracy"] == checkpoint.load(path)["metrics"][-1]["val_accuracy"]
+
+
+def test_probabilities_are_the_networks(toy_raf, checkpoint_file, tmp_path):
+    """Each face alone, through the network as it was trained."""
+    path = checkpoint_file(7, "rafdb_epoch21_acc0.897_bacc0.8275.pth")
+    evaluate(toy_raf, path, "--output_dir", str(tmp_path / "out"))
+    rows, split, model = read_csv(tmp_path / "out/predictions.csv"), read_rafdb(toy_raf).val, None
+    model = golden_dan(7)
     for index in (0, 9, 20):
         image = torch.tensor(read_rgb(split.path(index))).permute(2, 0, 1)[None]
         with torch.no_grad():
@@ -102,52 +76,89 @@ def test_probabilities_are_the_models(toy_raf, released, tmp_path):
         np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5)
 
 
-def test_dataset_flag_settles_a_released_file(toy_raf, released, tmp_path):
-    path = released("weights.pth", 7)
-    evaluate(toy_raf, path, "--dataset", "RAF-DB")
-    assert (tmp_path / "weights-evaluation" / "metrics.json").is_file()
+@pytest.fixture
+def released(tmp_path):
+    """Writes a file of the released form, with as many classes and under the name given."""
+
+    def write(name, num_class):
+        torch.manual_seed(0)
+        model = TinyDAN(num_class=num_class)
+        content = {"iter": 5, "model_state_dict": model.state_dict(), "optimizer_state_dict": {}}
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return write
 
 
-def test_affectnet_checkpoint_of_seven_classes(toy_raf, released, tmp_path):
-    for split in ("train", "val"):
-        for code in range(8):
-            (tmp_path / split / str(code)).mkdir(parents=True)
-            Image.new("RGB", (32, 32)).save(tmp_path / split / str(code) / "0.png")
-    flags = ["--aff_path", str(tmp_path), "--evaluate", *HOST]
+def test_affectnet_checkpoint_of_seven_classes(toy_aff, released, tmp_path, quick):
+    """The data set has eight; --num_class follows from the flag, the classes must agree."""
     path = released("affecnet7_epoch6_acc0.6569.pth", 7)
-    affectnet.main([*flags, "--checkpoint", str(path)])
+    flags = ["--aff_path", str(toy_aff), "--evaluate", "--checkpoint", str(path), *HOST]
+    affectnet.main([*flags, "--num_class", "7"])
+    with pytest.raises(UserError, match="AffectNet with 7 classes .*AffectNet with 8"):
+        affectnet.main([*flags, "--num_class", "8"])
 
 
-def test_data_are_those_of_the_training(toy_raf, small_run, tmp_path, capsys):
-    """Unless other ones are named."""
+def test_data_are_those_of_the_training_unless_others_are_named(
+    toy_raf, small_run, tmp_path, quick, capsys
+):
+    """And each evaluation keeps its own folder."""
     path = shutil.copy(small_run / "best.pth", tmp_path)
     rafdb.main(["--evaluate", "--checkpoint", str(path), *HOST])
-    assert "21 images of RAF-DB" in capsys.readouterr().out
+    assert "21 images of toy RAF-DB" in capsys.readouterr().out
     other = tmp_path / "other"
     write_rafdb(other, train=7, test=14)
     evaluate(other, path)
-    assert "14 images of RAF-DB" in capsys.readouterr().out
+    assert "14 images of toy RAF-DB" in capsys.readouterr().out
+    counts = {
+        json.loads(file.read_text())["images"]
+        for file in tmp_path.glob("*evaluation*/metrics.json")
+    }
+    assert counts == {14, 21}
 
 
-def test_toy_faces_of_the_training_are_drawn_again(small_run, tmp_path, monkeypatch, capsys):
+def test_toy_faces_of_the_training_are_drawn_again(small_run, tmp_path, monkeypatch, quick, capsys):
     content = checkpoint.load(small_run / "best.pth")
     content["config"] |= {"toy": True, "raf_path": "faces"}
     checkpoint.save(tmp_path / "best.pth", content)
     monkeypatch.chdir(tmp_path)
-    drawn = []
-    monkeypatch.setattr(
-        rafdb, "write_rafdb", lambda root: drawn.append(write_rafdb(root, train=7, test=7))
-    )
+    monkeypatch.setattr(rafdb, "write_rafdb", lambda root: write_rafdb(root, train=7, test=7))
     rafdb.main(["--evaluate", "--checkpoint", "best.pth", *HOST])
-    assert len(drawn) == 1 and "7 images of toy RAF-DB" in capsys.readouterr().out
+    assert "7 images of toy RAF-DB" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [[], ["--toy"], ["--aff_path", "faces"]])
 def test_a_network_of_another_recipe_is_refused_before_anything_is_drawn(
-    flags, small_run, tmp_path, monkeypatch
+    small_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     path = str(small_run / "best.pth")
-    with pytest.raises(UserError, match=f"python rafdb.py --evaluate --checkpoint {path}"):
-        affectnet.main([*flags, "--evaluate", "--checkpoint", path, *HOST])
+    for flags in ([], ["--toy"], ["--aff_path", "faces"]):
+        with pytest.raises(UserError, match="trained on --raf_path"):
+            affectnet.main([*flags, "--evaluate", "--checkpoint", path, *HOST])
     assert not list(tmp_path.iterdir())
+
+
+# ---- metrics -------------------------------------------------------------------------------------
+
+
+def test_metrics_equal_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([rng.integers(0, 5, 200), np.arange(5)])
+    predictions = np.where(rng.random(205) < 0.6, labels, rng.integers(0, 5, 205))
+    ours = classification_metrics(labels, predictions, num_class=5)
+    assert ours.accuracy == pytest.approx(sk.accuracy_score(labels, predictions))
+    assert ours.balanced_accuracy == pytest.approx(sk.balanced_accuracy_score(labels, predictions))
+    np.testing.assert_allclose(ours.recall, sk.recall_score(labels, predictions, average=None))
+    precision = sk.precision_score(labels, predictions, average=None)
+    np.testing.assert_allclose(ours.precision, precision)
+    np.testing.assert_array_equal(ours.support, np.bincount(labels))
+
+
+def test_a_class_without_images_counts_for_nothing():
+    ours = classification_metrics(np.array([0, 0, 2, 2]), np.array([0, 1, 2, 2]), num_class=4)
+    assert ours.accuracy == 0.75 and ours.balanced_accuracy == 0.75
+    assert np.isnan(ours.recall[[1, 3]]).all() and ours.precision[1] == 0
+    assert np.isnan(ours.precision[3])
+    table = per_class_table(ours, ("a", "b", "c", "d"))
+    assert table.splitlines()[1].split() == ["a", "2", "50.00", "100.00"]
+    assert table.splitlines()[4].split() == ["d", "0", "-", "-"]

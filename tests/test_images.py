@@ -1,16 +1,17 @@
+"""Image files: decoding of every kind, and which files a folder holds."""
+
 import io
+import os
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
+from utils.data.images import list_files, read_rgb, unique_names
 from utils.errors import UserError
-from utils.images import read_rgb
 
 HEIGHT, WIDTH = 20, 30
 
@@ -73,10 +74,27 @@ def test_16_bit_rgb_keeps_the_high_bytes(tmp_path):
     np.testing.assert_array_equal(read_rgb(path), color())
 
 
-def test_float_grey_is_clipped_to_8_bits(tmp_path):
-    values = np.float32([[-5.0, 0.0, 100.0, 300.0]])
-    image = read_rgb(save(tmp_path / "a.tif", Image.fromarray(values)))
-    assert image[0, :, 0].tolist() == [0, 0, 100, 255]
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        (np.uint16([[0, 100, 255]]), [0, 100, 255]),  # read as black before
+        (np.uint16([[0, 2048, 4095]]), [0, 127, 255]),  # 12 bits, as X-rays and raw files have
+        (np.int32([[0, 128, 255]]), [0, 128, 255]),
+        (np.int32([[0, 65536, 131072]]), [0, 127, 255]),  # no usual depth: the brightest is white
+        (np.float32([[0, 0.5, 1]]), [0, 127, 255]),
+        (np.float32([[-5, 100, 255]]), [0, 100, 255]),
+        (np.float32([[0, 32768, 65535]]), [0, 127, 255]),
+    ],
+)
+def test_values_are_scaled_by_the_range_they_span(tmp_path, levels, expected):
+    image = read_rgb(save(tmp_path / "a.tif", Image.fromarray(levels)))
+    np.testing.assert_allclose(image[0, :, 0], expected, atol=1)
+
+
+def test_a_picture_of_nan_is_refused(tmp_path):
+    path = save(tmp_path / "a.tif", Image.fromarray(np.float32([[0, np.nan]])))
+    with pytest.raises(UserError, match="NaN"):
+        read_rgb(path)
 
 
 def test_cmyk_is_converted(tmp_path):
@@ -177,40 +195,6 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, kind):
     assert "\n" not in message and len(message) > len(str(path)) + 20
 
 
-def small_files() -> dict[str, bytes]:
-    """One of each kind, turned by its EXIF data where it has some."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x010E] = "hello"
-    files = {}
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "DDS"):
-        buffer = io.BytesIO()
-        Image.fromarray(color()).save(buffer, kind, exif=exif)
-        files[kind] = buffer.getvalue()
-    return files
-
-
-SMALL = small_files()
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # remarks on damaged metadata
-@settings(max_examples=200)
-@given(st.sampled_from(sorted(SMALL)), st.integers(0, 2000), st.integers(0, 255))
-@example("DDS", 80, 0)  # Pillow's NotImplementedError
-@example("WEBP", SMALL["WEBP"].index(b"EXIF") + 19, 0)  # its struct.error
-def test_damage_leads_to_pixels_or_one_line(tmp_path_factory, kind, place, byte):
-    path = tmp_path_factory.getbasetemp() / "damaged.jpg"
-    content = bytearray(SMALL[kind])
-    content[place % len(content)] = byte
-    path.write_bytes(content)
-    try:
-        pixels = read_rgb(path)
-    except UserError as error:
-        assert str(error).startswith(f"{path}: ") and str(error).isprintable()
-    else:
-        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
-
-
 def test_a_missing_file_and_a_folder_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_rgb(tmp_path / "a.jpg")
@@ -236,18 +220,55 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
         read_rgb(path)
 
 
-def test_threads_read_the_same_and_report_each_its_own_error(tmp_path):
-    good = save(tmp_path / "good.png", Image.fromarray(color()))
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(broken_files()["cut png"])
+# ---- which files ---------------------------------------------------------------------------------
 
-    def read(path):
-        try:
-            return read_rgb(path)
-        except UserError as error:
-            return str(error)
 
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(read, [good, bad] * 40))
-    assert all(np.array_equal(image, color()) for image in results[::2])
-    assert all(isinstance(text, str) and str(bad) in text for text in results[1::2])
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_list_files_walks_folders_and_keeps_files_as_they_are(tmp_path, capsys):
+    wanted = [
+        tmp_path / "a" / "1.JPG",
+        tmp_path / "a" / "2.jfif",
+        tmp_path / "a" / "below" / "3.png",
+    ]
+    odd = tmp_path / "not-an-image.txt"  # named itself: reading it says what is wrong
+    touch(odd, *wanted, tmp_path / "a" / ".hidden" / "4.png", tmp_path / "a" / "Thumbs.db")
+    assert list_files([odd, tmp_path / "a"]) == [odd, *wanted]
+    assert capsys.readouterr().err == ""
+
+
+def test_list_files_lists_a_file_once_and_follows_links(tmp_path):
+    touch(tmp_path / "a" / "1.jpg", tmp_path / "b" / "2.jpg")
+    os.symlink(tmp_path / "a" / "1.jpg", tmp_path / "a" / "3.jpg")
+    os.symlink(tmp_path / "b", tmp_path / "a" / "linked")
+    os.symlink(tmp_path / "a", tmp_path / "b" / "loop")
+    found = list_files([tmp_path / "a", tmp_path / "a" / "1.jpg"])
+    assert found == [tmp_path / "a" / "1.jpg", tmp_path / "a" / "linked" / "2.jpg"]
+
+
+def test_list_files_says_what_it_leaves_out(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    touch(tmp_path / "1.jpg", tmp_path / "film.xyz", *(tmp_path / f"{i}.heic" for i in range(3)))
+    missing, address = tmp_path / "missing.jpg", "https://host/1.jpg"
+    assert list_files([missing, address, tmp_path / "empty", tmp_path]) == [tmp_path / "1.jpg"]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and all(line.startswith("skipped: ") for line in lines)
+    assert str(missing) in lines[0] and address in lines[1] and str(tmp_path / "empty") in lines[2]
+    assert "3 .heic files (convert them, or pip install pillow-heif), 1 .xyz file" in lines[3]
+
+
+def test_list_files_leaves_out_results(tmp_path):
+    touch(tmp_path / "1.jpg", tmp_path / "out" / "1_sheet.jpg")
+    assert list_files([tmp_path], output=tmp_path / "out") == [tmp_path / "1.jpg"]
+    with pytest.raises(UserError, match="both read and written"):
+        list_files([tmp_path / "out"], output=tmp_path / "out")
+
+
+def test_unique_names_keep_stems_apart():
+    paths = ["x/happy.jpg", "x/1.jpg", "y/1.jpg", "y/1.png", "y/A.jpg", "z/a.jpg", "y_1.jpg"]
+    names = unique_names([Path(path) for path in paths])
+    assert names == ["happy", "x_1", "y_1", "y_1-2", "y_A", "z_a", "y_1-3"]

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 import affectnet
 import rafdb
-from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Draws, preprocess
+from utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Draws, preprocess
 
 RAFDB, AFFECTNET = rafdb.AUGMENT, affectnet.AUGMENT
 

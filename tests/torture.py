@@ -26,15 +26,15 @@ import rafdb
 from tests.conftest import SMALL
 from utils import checkpoint, cli
 from utils.errors import exit_on_user_error
-from utils.toy_faces import write_rafdb
+from utils.toy.sets import write_rafdb
 
 EPOCHS = 6
 
 
 def main() -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--kills", type=cli.positive_int, default=50, help="how many")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of their moments")
+    parser.add_argument("--kills", type=cli.whole_number(1), default=50, help="how many")
+    parser.add_argument("--seed", type=cli.whole_number(0), default=0, help="random seed")
     args = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
     chance = random.Random(args.seed)

@@ -1,76 +1,93 @@
-"""Checkpoints: safe reading and atomic writing.
+"""Checkpoint files: safe reading, atomic writing, and what a file means.
 
-They hold plain types and tensors only; files are data, never code. What a trained network's file
-means is in `utils.trained`.
+Files hold plain types and tensors only; they are data, never code. Ours name their main entries
+as the released ones do (`model_state_dict`, `optimizer_state_dict`, `iter`), and add what the
+network was trained on.
 """
 
 import os
 import pickle
+import re
 import shutil
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
+import torchvision
+from torch import Tensor, nn
 
-from utils.errors import UserError
-from utils.outputs import writing
-from utils.places import checkpoint_file
+from networks.dan import DAN
+from networks.fused import fuse
+from utils import labels
+from utils.cli import MSCELEB, existing_checkpoint, network_flags
+from utils.errors import UserError, writing
 
-# What a damaged file makes PyTorch raise, whose unpickler trusts the file to be well formed.
-_DAMAGED = (
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
-    *(OSError, RuntimeError, TypeError, ValueError),
-    *(struct.error, zipfile.BadZipFile, zlib.error),
-)
+MSCELEB_URL = "https://drive.google.com/file/d/1u2NtY-5DVlTunfN4yxfxys5n8uh7sc3n/view?usp=sharing"
+# Class order of the released files, which do not contain it; by data set and number of classes.
+RELEASED_CLASSES = {
+    ("RAF-DB", 7): labels.RAFDB,
+    ("AffectNet", 7): labels.AFFECTNET[:7],
+    ("AffectNet", 8): labels.AFFECTNET,
+}
+RELEASED_NAMES = {"rafdb": "RAF-DB", "affecnet": "AffectNet", "affectnet": "AffectNet"}
+RELEASED_IMAGE_SIZE = 224
+
+_DTYPES = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+# NumPy's numbers and arrays are data, under the names that NumPy 1 and 2 pickle them by.
+NUMPY_DATA = [np.ndarray, np.dtype, *_DTYPES]
+for _function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct):
+    NUMPY_DATA += [
+        (_function, f"numpy.{core}.multiarray.{_function.__name__}") for core in ("core", "_core")
+    ]
+
+
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that `path` holds either the old file or the whole new one."""
+    """Write a checkpoint atomically: `path` holds either the old file or the whole new one."""
     write_atomically(path, lambda file: torch.save(dict(state), file))
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it onto `path`.
-
-    The temporary name is always the same, so what a killed run left behind is overwritten.
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; `path` is as it was.
+        UserError: the disk is full or the folder cannot be written; `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        failure = _failed_write(error)
-        if failure is None:
-            raise
+        with writing(path):
+            with open(temporary, "wb") as file:
+                _write_through(write, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except UserError:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({failure.strerror}); what was there before is intact"
-        ) from None
+        raise
 
 
-def _failed_write(error: BaseException | None) -> OSError | None:
-    """The system's error, which torch.save buries under one of its own."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
+def _write_through(write: Callable[[IO[bytes]], Any], file: IO[bytes]) -> None:
+    """Call `write`; torch.save buries the system's error under a RuntimeError of its own."""
+    try:
+        write(file)
+    except RuntimeError as error:
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else error from None
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source` in one step; a copy where links are unknown."""
+    """Make `target` the same file as `source` in one step; a copy where links do not exist."""
     temporary = target.with_name(f".{target.name}.tmp")
     with writing(target):
         if target.exists() and target.samefile(source):
-            return  # renaming a file onto itself would leave the other name
+            return  # renaming a file onto itself would keep the temporary name
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
@@ -79,63 +96,240 @@ def link(source: Path, target: Path) -> None:
         os.replace(temporary, target)
 
 
+# ---- reading -------------------------------------------------------------------------------------
+
+
 def load(path: str | os.PathLike) -> dict[Any, Any]:
-    """Read a file that `torch.save` wrote, on the CPU, refusing anything but tensors and plain
-    types (`weights_only=True`, without fallback).
+    """Read a file that `torch.save` wrote, on the CPU. Tensors, plain types and NumPy's numbers
+    are accepted (`weights_only=True`, without fallback).
 
     Raises:
-        UserError: there is no such file, or it is no checkpoint, or a damaged one.
+        UserError: there is no such file, or it is not a checkpoint, or it is damaged.
     """
-    path = checkpoint_file(path)
-    refused = f"{path}: not a checkpoint that can be read"
+    path = existing_checkpoint(path)
     try:
-        if hint := _other_kind(path):
-            raise UserError(f"{refused}; {hint}")
         is_zip = zipfile.is_zipfile(path)
-        damaged = _damaged_record(path) if is_zip else None
-        if damaged:
-            raise UserError(f"{refused} ({damaged} is damaged); get another copy")
-        # Mapped, an optimizer's state takes no memory where only the weights are used.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        if not is_zip:
+            _refuse_web_page(path)
+        with torch.serialization.safe_globals(NUMPY_DATA):
+            # Mapped into memory, an optimizer's state costs nothing where it is not used.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "weights_only" in str(error).lower():
-            hint = "it holds Python objects, which could run code, or is damaged: get another copy"
-        else:
-            hint = "it is damaged or of another format: get another copy"
-        raise UserError(f"{refused}; {hint}") from None
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path}: holds a Python object ({refused[1]}), which could run code; get a copy "
+                "that holds weights only"
+            ) from None
+        raise UserError(f"{path}: not a checkpoint, or damaged; get another copy") from None
     except PermissionError:
         raise UserError(f"{path}: may not be read; check its permissions") from None
-    except _DAMAGED as error:
-        text = str(error) or type(error).__name__
-        reason = text.splitlines()[0].split(". ")[0][:120]
-        raise UserError(
-            f"{refused} ({reason}); it is cut short or of another format: get another copy"
-        ) from None
+    # What PyTorch raises on files that are cut off.
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error) as error:
+        reason = str(error).splitlines()[0].split(". ")[0][:120] if str(error) else "it is cut off"
+        raise UserError(f"{path}: not a checkpoint, or damaged ({reason})") from None
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise UserError(f"{path}: holds a {kind} where a dict of weights was expected")
+        raise UserError(f"{path}: holds a {kind}, not a dict of weights; check the path")
     return dict(content)
 
 
-def _other_kind(path: Path) -> str | None:
-    """What to do about a file that is known to be something else."""
+def _refuse_web_page(path: Path) -> None:
+    """Recognise what a failed download leaves in place of the file."""
     with open(path, "rb") as file:
-        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if path.stat().st_size == 0:
-        return "it is empty: get another copy"
-    if start.startswith(b"<"):
-        return "it is a web page, so the download failed: download the file again"
+        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        raise UserError(f"{path}: is a web page; open its address in a browser and download again")
     if start.startswith(b"version https://git-lfs"):
-        return "it only points to a file that git-lfs keeps: fetch that with git lfs pull"
-    if start.startswith(b"PK"):  # a zip file, whose table of contents is at its end
-        return None if zipfile.is_zipfile(path) else "it is cut short: get another copy"
-    if start.isascii() or start.startswith((b"\x89PNG", b"\xff\xd8")):
-        return "it is a text or a picture: check the path"
-    return None
+        raise UserError(f"{path}: only points to a file in git-lfs; run git lfs pull")
 
 
-def _damaged_record(path: Path) -> str | None:
-    """The first part of a zipped checkpoint whose checksum is wrong; PyTorch looks at none, and
-    would hand out whatever a bad disk or a bad copy has made of the weights."""
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
+def load_backbone(model: nn.Module, name: str) -> None:
+    """Initialise a network's backbone as `--pretrained` says.
+
+    Args:
+        name: a file of ResNet-18 weights (a state dict, or one under `state_dict`, with or without
+            `module.` before the keys), or `imagenet` for torchvision's, or `none`.
+
+    Raises:
+        UserError: no such file, not a ResNet-18, or no network to download from.
+    """
+    if name == "none":
+        return
+    if name == "imagenet":
+        url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+        try:
+            content = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+        except OSError as error:  # urllib's errors are OSErrors
+            raise UserError(f"--pretrained imagenet: cannot download {url} ({error})") from None
+    elif os.path.exists(name):
+        content = load(name)
+    else:
+        where = f"; the MS-Celeb-1M weights are at {MSCELEB_URL}" if name == MSCELEB else ""
+        raise UserError(f"{name}: no such weights{where}; or start without: --pretrained none")
+    state = content.get("state_dict", content)
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    try:
+        model.load_backbone(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{name}: not a ResNet-18 ({_reason(error)}); give MS-Celeb or torchvision weights, or "
+            "--pretrained none"
+        ) from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """The gist of load_state_dict's message on one line."""
+    lines = str(error).splitlines()
+    reason = " ".join("; ".join(line.strip() for line in (lines[1:] or lines)).split())
+    return reason if len(reason) <= 300 else f"{reason[:300]}..."
+
+
+# ---- trained networks ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedDAN:
+    """A trained network and what it was trained on."""
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    class_names: tuple[str, ...]
+    network_flags: dict[str, Any]  # DAN's arguments besides num_class
+    dataset: str
+    image_size: int  # side in pixels of the images that it was trained on
+    toy: bool  # trained on drawn faces, useless on photos
+    config: dict[str, Any]  # flags of the run; empty for released files
+    epoch: int | None
+
+    @property
+    def title(self) -> str:
+        return labels.title(self.dataset, toy=self.toy)
+
+    @property
+    def num_class(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def num_head(self) -> int:
+        return self.network_flags["num_head"]
+
+    def network(self, device: torch.device | str = "cpu") -> DAN:
+        """Build the network in evaluation mode.
+
+        Raises:
+            UserError: weights are missing, unknown or of another shape; the message names them.
+        """
+        with torch.device("meta"):  # without drawing initial weights
+            model = DAN(num_class=self.num_class, **self.network_flags)
+        try:
+            model.load_state_dict(self.state_dict, assign=True)
+        except RuntimeError as error:
+            raise UserError(f"{self.path}: its weights are not DAN's: {_reason(error)}") from None
+        return model.to(device, memory_format=torch.channels_last).eval()
+
+    def inference_network(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> nn.Module:
+        """Build a faster equal form of the network, or the network itself if there is none.
+
+        Args:
+            dtype: of the convolutions, float32 if None.
+        """
+        model = self.network(device)
+        fused = fuse(model, image_size=self.image_size, dtype=dtype)
+        if fused is None:
+            print("note: networks/dan.py has changed; its layers are not merged for inference")
+        return model.requires_grad_(False) if fused is None else fused
+
+    def check_predictions(self, probabilities: Tensor) -> None:
+        """Raise a UserError if the network predicts NaN."""
+        if probabilities.isnan().any():
+            raise UserError(
+                f"{self.path}: predicts NaN: it has diverged, or its BatchNorm statistics have not "
+                "converged; train it longer, or with a lower --lr"
+            )
+
+
+def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> TrainedDAN:
+    """Read a checkpoint of ours, a released one, or any file with the state dict of a DAN.
+
+    Args:
+        dataset: "RAF-DB" or "AffectNet", for files of 7 classes that do not contain it and whose
+            names do not tell. It determines the class order.
+
+    Raises:
+        UserError: no such file, not a DAN, or an unknown class order.
+    """
+    path, content = Path(path), load(path)
+    state = _find_weights(path, content)
+    num_class = len(state["fc.weight"])
+    config = content.get("config", {})
+    if "class_names" in content:
+        class_names, own_dataset = tuple(content["class_names"]), content["dataset"]
+        if len(class_names) != num_class:
+            raise UserError(f"{path}: names {len(class_names)} classes, but has {num_class}")
+        if dataset not in (None, own_dataset):
+            raise UserError(f"{path}: trained on {own_dataset}, but --dataset {dataset} was given")
+    else:
+        own_dataset = _released_dataset(path, num_class, dataset)
+        class_names = RELEASED_CLASSES[own_dataset, num_class]
+    heads = {key.split(".")[0] for key in state if key.startswith("cat_head")}
+    return TrainedDAN(
+        path=path,
+        state_dict={k: v.float() if v.is_floating_point() else v for k, v in state.items()},
+        class_names=class_names,
+        network_flags={**network_flags(config), "num_head": len(heads)},
+        dataset=own_dataset,
+        image_size=config.get("image_size", RELEASED_IMAGE_SIZE),
+        toy=content.get("toy", config.get("toy", False)),
+        config=config,
+        epoch=content.get("iter"),
+    )
+
+
+def _find_weights(path: Path, content: Mapping) -> dict[str, Tensor]:
+    """DAN's state dict, whatever the key that holds it and the prefix that a framework added."""
+    found = list(_state_dicts(content))
+    if "model_state_dict" in content:
+        found = list(_state_dicts({"model_state_dict": content["model_state_dict"]}))
+    if not found:
+        raise UserError(
+            f"{path}: not a trained DAN (no fc.weight and cat_head0); "
+            "give a best.pth of a run or a released file"
+        )
+    if len(found) > 1:
+        keys = ", ".join(key for key, _ in found)
+        raise UserError(f"{path}: holds several networks ({keys}); save one of them by itself")
+    return found[0][1]
+
+
+def _state_dicts(content: Mapping, name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """All state dicts of a DAN in a checkpoint with the key that holds them, without prefixes."""
+    keys = [key for key in content if isinstance(key, str)]
+    for key in keys:
+        if key.endswith("fc.weight"):
+            prefix = key.removesuffix("fc.weight")
+            if any(other.startswith(f"{prefix}cat_head0.") for other in keys):
+                own = (other for other in keys if other.startswith(prefix))
+                yield name, {other.removeprefix(prefix): content[other] for other in own}
+    for key in keys:
+        if isinstance(content[key], Mapping):
+            yield from _state_dicts(content[key], key)
+
+
+def _released_dataset(path: Path, num_class: int, given: str | None) -> str:
+    """The data set of a file that does not contain it, from --dataset or from the file's name."""
+    named = [name for start, name in RELEASED_NAMES.items() if path.name.lower().startswith(start)]
+    if given and named and given != named[0]:
+        raise UserError(f"{path}: named after {named[0]}, but --dataset {given} was given")
+    dataset = given or (named[0] if named else None)
+    if dataset is None and num_class == 8:
+        dataset = "AffectNet"  # RAF-DB has seven
+    if dataset is None:
+        raise UserError(
+            f"{path}: the order of its {num_class} classes is unknown: neither the file nor its "
+            "name (rafdb*, affecnet7*) says which data set it is for; give it with --dataset"
+        )
+    if (dataset, num_class) not in RELEASED_CLASSES:
+        raise UserError(f"{path}: has {num_class} classes, which {dataset} does not")
+    return dataset

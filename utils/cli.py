@@ -1,33 +1,37 @@
-"""The flags: what all recipes share, and how every script reads its own."""
+"""Command-line flags: those that all recipes share, and which value of a flag wins."""
 
 import argparse
 import difflib
+import os
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
-from utils.places import default_folder
+from utils.errors import UserError
 
 MSCELEB = "models/resnet18_msceleb.pth"
-IMAGE_SIZES = range(32, 4097)  # from 32 on a position is left where ResNet-18 has halved it 5 times
-NOT_OF_THE_TRAINING = (
-    *("evaluate", "checkpoint", "dataset", "tsne"),
-    *("resume", "overwrite", "own", "given", "run_name", "command"),
-)
-# What --evaluate presets: the checkpoint knows its head count and image size.
-EVALUATE = {"num_head": None, "image_size": None, "precision": "fp32"}
+IMAGE_SIZES = range(32, 4097)  # ResNet-18 halves an image five times
+# Flags that belong to one call of a script; a checkpoint does not keep them.
+PER_CALL = ("evaluate", "checkpoint", "dataset", "tsne", "resume", "overwrite")
+# Flags that a resumed run may be given anew, besides those of paths: they do not change its
+# numbers. `epochs` may only grow.
+MAY_CHANGE = ("epochs", "workers", "device", "output_dir", "compile", "deterministic")
+# Arguments of the network, besides the number of classes.
+NETWORK_FLAGS = ("num_head",)
+# Files that mark a folder as that of a run.
+RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
+_NOT_GIVEN = object()
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows every default, and says what is wrong with a flag in one line."""
+    """Shows every default in its help, and reports a wrong flag in one line."""
 
     def __init__(self, usage: str = "%(prog)s [flags]", **kwargs):
         super().__init__(usage=usage, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
-        self.toy: Mapping[str, Any] = {}  # what a recipe's --toy presets
-        self.shared: frozenset[str] = frozenset()  # the flags that a recipe has as all do
-        self.run_name = ""
-        self._words: list[str] = []  # of the command line that is parsed
+        self._words: list[str] = []  # of the command line being parsed
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         self._words = sys.argv[1:] if args is None else list(args)
@@ -38,16 +42,16 @@ class Parser(argparse.ArgumentParser):
         given = [word[2:].split("=")[0] for word in self._words if word.startswith("--")]
         unknown = next((flag for flag in given if flag and flag not in flags), "")
         if unknown and message.startswith("the following arguments are required"):
-            # The flag that is missing is often the one that is mistyped.
+            # A required flag that is missing has often been mistyped.
             message = f"unrecognized arguments: --{unknown}"
         if message.startswith("unrecognized arguments"):
-            alike = difflib.get_close_matches(unknown, flags, 1)
-            message += "".join(f" (did you mean --{flag}?)" for flag in alike)
+            similar = difflib.get_close_matches(unknown, flags, 1)
+            message += "".join(f" (did you mean --{flag}?)" for flag in similar)
         self.exit(2, f"error: {message}; see --help\n")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind each flag that has one; description and examples as they are written."""
+    """Shows defaults, except None and False; keeps the layout of description and examples."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False:
@@ -55,113 +59,126 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return super()._get_help_string(action)
 
 
-def recipe_parser(
-    description: str,
-    *,
-    batch_size: int,
-    lr: float,
-    epochs: int,
-    run_name: str,
-    toy: Mapping[str, Any] | None = None,
-) -> tuple[Parser, argparse._ArgumentGroup]:
-    """The flags that all recipes share, with one's own defaults.
+class RecipeParser(Parser):
+    """The flags that all recipes share, with one recipe's defaults.
 
     Args:
-        run_name: what the data that the defaults lead to call their runs' folder.
-        toy: flags that --toy presets; a recipe without it has no --toy.
-
-    Returns:
-        The parser, and its group for the flags that say where the script's data lie.
+        description: of the script.
+        name: of the recipe: its runs go to models/NAME. A function of the flags where it depends
+            on them.
+        toy: flags that --toy presets; without it there is no --toy.
     """
-    parser = Parser(description=description)
-    parser.run_name = run_name
-    parser.set_defaults(toy=False)
-    data = parser.add_argument_group("data")
-    if toy:
-        parser.toy = toy
-        presets = " ".join(f"--{name} {value}" for name, value in toy.items())
-        parser.epilog = f"--toy presets, where not given:\n  {presets}"
-        data.add_argument(
-            "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
+
+    def __init__(
+        self,
+        description: str,
+        name: str | Callable[[argparse.Namespace], str],
+        *,
+        batch_size: int,
+        lr: float,
+        epochs: int,
+        toy: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(description=description)
+        self.name = name
+        self.toy = toy or {}
+        # A recipe adds flags that choose its data here. Evaluation and heat maps take their values
+        # from the checkpoint.
+        self.data = self.add_argument_group("data")
+        self.set_defaults(toy=False)
+        if toy:
+            presets = " ".join(f"--{flag} {value}" for flag, value in toy.items())
+            self.epilog = f"--toy presets, where not given:\n  {presets}"
+            self.data.add_argument(
+                "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
+            )
+
+        group = self.add_argument_group("recipe")
+        add = partial(group.add_argument, metavar="N")
+        add(
+            "--batch_size", type=whole_number(2), default=batch_size, help="images a step, all GPUs"
         )
-    data.add_argument(
-        "--skip_bad_images",
-        action="store_true",
-        help="leave out broken images, and list them in bad_images.csv; missing ones stop the run",
-    )
+        add("--lr", type=positive, default=lr, metavar="X", help="initial learning rate")
+        add(
+            "--epochs", type=whole_number(1), default=epochs, help="passes over the training images"
+        )
+        add("--num_head", type=whole_number(1), default=4, help="attention heads")
+        add(
+            "--image_size",
+            type=whole_number(IMAGE_SIZES[0], IMAGE_SIZES[-1]),
+            default=224,
+            help="side of the network's input in pixels",
+        )
+        add(
+            "--pretrained",
+            metavar="FILE",
+            default=MSCELEB,
+            help="initial weights of the backbone, or imagenet (downloads torchvision's), or none",
+        )
+        add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="random seed")
 
-    group = parser.add_argument_group("recipe")
-    add = partial(group.add_argument, metavar="N")
-    add("--batch_size", type=positive_int, default=batch_size, help="images a step, on all GPUs")
-    add("--lr", type=positive_float, default=lr, metavar="X", help="initial learning rate")
-    add("--epochs", type=positive_int, default=epochs, help="passes over the data")
-    add("--num_head", type=positive_int, default=4, help="attention heads")
-    add("--image_size", type=image_size, default=224, help="pixels a side")
-    add(
-        "--pretrained",
-        metavar="FILE",
-        default=MSCELEB,
-        help="weights that the backbone starts from, or imagenet (downloads torchvision's) or none",
-    )
-    add("--seed", type=seed, default=0, help="of all that is random")
+        group = self.add_argument_group("losses")
+        add = partial(group.add_argument, type=not_negative, metavar="X", default=1.0)
+        add("--affinity_weight", help="weight of the affinity loss")
+        add("--partition_weight", help="weight of the partition loss")
+        group.add_argument(
+            "--num_center",
+            type=whole_number(1),
+            metavar="N",
+            help="centres of the affinity loss (default: one per class); 8 reproduces the released "
+            "RAF-DB run",
+        )
 
-    add = partial(parser.add_argument_group("losses").add_argument, metavar="X")
-    add("--affinity_weight", type=weight, default=1.0, help="0 leaves it out")
-    add("--partition_weight", type=weight, default=1.0, help="0 leaves it out")
-    add(
-        "--num_center",
-        type=positive_int,
-        metavar="N",
-        help="centres of the affinity loss (default: one a class); 8 reproduces the released "
-        "RAF-DB run",
-    )
+        group = self.add_argument_group("machine")
+        add_device_flag(group)
+        group.add_argument(
+            "--precision",
+            choices=("auto", "fp32", "bf16"),
+            default="auto",
+            help="auto is bf16 where the hardware supports it natively, else fp32; --evaluate "
+            "presets fp32",
+        )
+        group.add_argument(
+            "--workers",
+            type=whole_number(0),
+            default=4,
+            metavar="N",
+            help="data-loading workers per process",
+        )
+        group.add_argument("--compile", action="store_true", help="torch.compile the network")
+        group.add_argument(
+            "--deterministic", action="store_true", help="bit-identical runs on a GPU too; slower"
+        )
 
-    group = parser.add_argument_group("machine")
-    add_device_flag(group)
-    group.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="auto is bf16 where the hardware does it natively, else fp32; --evaluate presets fp32",
-    )
-    group.add_argument(
-        "--workers", type=natural_int, default=4, metavar="N", help="decoding processes, each GPU's"
-    )
-    group.add_argument(
-        "--compile", action="store_true", help="torch.compile the network, which takes its time"
-    )
-    group.add_argument(
-        "--deterministic", action="store_true", help="bit-identical runs on a GPU, too; slower"
-    )
+        group = self.add_argument_group("files")
+        group.add_argument(
+            "--output_dir",
+            metavar="DIR",
+            help="folder of the run (default: models/ and the recipe's name; with --evaluate, a "
+            "folder beside the checkpoint)",
+        )
+        group.add_argument(
+            "--resume",
+            nargs="?",
+            const=True,
+            metavar="FILE",
+            help="continue the run of FILE, a last.pth, with its flags; without FILE, continue the "
+            "run in --output_dir, or start one if there is none",
+        )
+        group.add_argument(
+            "--overwrite", action="store_true", help="replace a run that --output_dir holds"
+        )
 
-    toy_folder = f"{default_folder(run_name, toy=True)} with --toy, " if toy else ""
-    group = parser.add_argument_group("files")
-    group.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        help=f"where results go (default: {default_folder(run_name)}, {toy_folder}or as other data "
-        "are called; with --evaluate beside the checkpoint)",
-    )
-    group.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        metavar="FILE",
-        help="go on with FILE, the last.pth of a run, whose flags hold where none are given; or, "
-        "without FILE, with that in the folder of --output_dir, and from the start where it has "
-        "none",
-    )
-    group.add_argument(
-        "--overwrite", action="store_true", help="start anew in a folder that holds a run"
-    )
+        group = self.add_argument_group("evaluation, instead of training")
+        group.add_argument("--evaluate", action="store_true", help="evaluate --checkpoint")
+        group.add_argument("--checkpoint", metavar="FILE", help="a best.pth, or a released file")
+        add_dataset_flag(group)
+        group.add_argument("--tsne", action="store_true", help="plot a t-SNE of the features")
+        self.shared = {action.dest for action in self._actions} - {"help"}
 
-    group = parser.add_argument_group("evaluation, instead of training")
-    group.add_argument("--evaluate", action="store_true", help="evaluate --checkpoint")
-    group.add_argument("--checkpoint", metavar="FILE", help="a best.pth, or a released file")
-    add_dataset_flag(group)
-    group.add_argument("--tsne", action="store_true", help="also draw the features by t-SNE")
-    parser.shared = frozenset(vars(parser.parse_args([])))
-    return parser, data
+    def run_folder(self, args: argparse.Namespace) -> Path:
+        name = self.name if isinstance(self.name, str) else self.name(args)
+        return Path("models") / f"{'toy-' if args.toy else ''}{name}"
 
 
 def add_device_flag(parser: argparse._ActionsContainer) -> None:
@@ -174,79 +191,205 @@ def add_dataset_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--dataset",
         choices=("RAF-DB", "AffectNet"),
-        help="what a released 7-class file was trained on, where its name does not say",
+        help="what a released 7-class file was trained on, if its name does not tell",
     )
 
 
-def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a recipe's flags; --toy and --evaluate preset some, and given ones still win.
+class Saved(NamedTuple):
+    """A checkpoint of a run to continue."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def parse(parser: RecipeParser, argv: Sequence[str] | None):
+    """Parse a recipe's flags.
+
+    A flag's value is the one given on the command line, else the checkpoint's (of --resume and
+    --evaluate), else what --toy presets, else the recipe's default. `output_dir` is always set.
 
     Returns:
-        The flags. Those of the run that --resume goes on with are set by `resume.take_run_flags`.
-        Besides, `given` are the names of the flags that were given, `own` of those that the recipe
-        has of its own, `run_name` is the recipe's, `command` what was called.
+        The flags, and the checkpoint: for --resume a `Saved`, or None if no run is there yet; for
+        --evaluate a `TrainedDAN`; else None.
 
     Raises:
-        TypeError: a recipe's own flag has values that no checkpoint could keep.
+        UserError: no such checkpoint, flags that contradict it, or a run in `output_dir` that
+            would be overwritten.
     """
-    args = parser.parse_args(argv)
-    if args.evaluate != (args.checkpoint is not None):
-        parser.error("--evaluate and --checkpoint FILE go together")
-    if args.evaluate and args.resume:
-        parser.error("--evaluate and --resume do not go together")
-    if args.resume and args.overwrite:
-        parser.error("--resume and --overwrite do not go together; leave one out")
-    if args.tsne and not args.evaluate:
-        parser.error("--tsne goes together with --evaluate")
-    presets = {**(parser.toy if args.toy else {}), **(EVALUATE if args.evaluate else {})}
-    if presets:
-        parser.set_defaults(**presets)
-        args = parser.parse_args(argv)
-    unset = object()
-    asked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
-    args.own = frozenset(vars(asked).keys() - parser.shared)
-    for name in args.own:
+    defaults = vars(parser.parse_args([]))
+    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, _NOT_GIVEN))))
+    given = {name: value for name, value in given.items() if value is not _NOT_GIVEN}
+    _check_combinations(parser, given)
+    presets = parser.toy if given.get("toy") else {}
+    if "evaluate" in given:
+        presets = {**presets, "precision": "fp32"}
+    args = argparse.Namespace(**{**defaults, **presets, **given})
+    own = vars(args).keys() - parser.shared
+    for name in own:
         if not is_plain(getattr(args, name)):
             raise TypeError(
                 f"--{name} {getattr(args, name)!r}: checkpoints keep numbers, text and lists of "
                 "them; convert it where it is used"
             )
-    args.given = frozenset(name for name, value in vars(asked).items() if value is not unset)
-    args.run_name = parser.run_name
-    args.command = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
-    return args
+    if args.evaluate:
+        return args, _evaluated(args, given, own)
+    path = _run_to_continue(parser, args)
+    if path is None:
+        return args, None
+    return args, _resumed(args, given, path)
 
 
-def is_plain(value: object) -> bool:
-    """Whether a flag's value can be kept by checkpoints and by config.json as it is."""
-    values = value if isinstance(value, list) else [value]
-    return all(isinstance(value, int | float | str | None) for value in values)
+def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable[str]):
+    """Read --checkpoint; take the flags that choose the data, and those of the network, from it."""
+    from utils import checkpoint  # not above: importing PyTorch takes seconds
+
+    trained = checkpoint.read_trained(args.checkpoint, dataset=args.dataset)
+    _check_script(args, trained.config, trained.path)
+    data = {name: trained.config[name] for name in (*own, "toy") if name in trained.config}
+    network = {**trained.network_flags, "image_size": trained.image_size}
+    for name, value in (data | network).items():
+        if name not in given:
+            setattr(args, name, value)
+        elif name in network and given[name] != value:
+            raise UserError(f"{trained.path}: has --{name} {value}, not {given[name]}")
+    # Evaluations on other data than the training's have folders of their own.
+    other = [name for name in sorted(own) if given.get(name, data.get(name)) != data.get(name)]
+    parts = [f"{trained.path.stem}-evaluation", *(_file_name(n, given[n]) for n in other)]
+    args.output_dir = args.output_dir or str(trained.path.with_name("-".join(parts)))
+    return trained
 
 
-def positive_int(text: str) -> int:
-    return _number(text, int, 1)
+def _file_name(flag: str, value: Any) -> str:
+    """A flag that chooses the data, as a part of a file name."""
+    if flag.endswith("_path"):
+        return "-".join(Path(value).resolve().parts[-2:])
+    return f"{flag}-{_text(value)}".replace(os.sep, "-")
 
 
-def natural_int(text: str) -> int:
-    return _number(text, int, 0)
+def _run_to_continue(parser: RecipeParser, args: argparse.Namespace) -> Path | None:
+    """Resolve `output_dir`, and find the checkpoint that --resume is about."""
+    folder, path = Path(args.output_dir or parser.run_folder(args)), None
+    if isinstance(args.resume, str):
+        path = Path(args.resume)
+        path = existing_checkpoint(path / "last.pth" if path.is_dir() else path)
+        folder = Path(args.output_dir or path.parent)
+    last = folder / "last.pth"
+    if args.resume is True and last.is_file():
+        path = last
+    elif args.resume is True and int(os.environ.get("RANK", 0)) == 0:
+        print(f"{folder}: no run to continue, so one starts; --resume FILE names another")
+    held = [name for name in RUN_FILES if os.path.exists(folder / name)]
+    if held and not args.overwrite and not (path and last.exists() and path.samefile(last)):
+        go_on = f"continue it with --resume {shlex.quote(str(last))}, " if last.exists() else ""
+        raise UserError(
+            f"{folder}: already holds a run ({', '.join(held)}); {go_on}"
+            "replace it with --overwrite, or give another --output_dir"
+        )
+    args.output_dir = str(folder)
+    return path
 
 
-def seed(text: str) -> int:
-    return _number(text, int, 0, 2**63 - 1)
+def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> Saved:
+    """Read a run's checkpoint; take its flags, and refuse given ones that change the recipe."""
+    from utils import checkpoint  # not above: importing PyTorch takes seconds
+
+    content = checkpoint.load(path)
+    saved = content.get("config", {})
+    if not saved.keys() >= {"batch_size", "epochs", "lr"}:
+        raise UserError(f"{path}: not a run's checkpoint, from which it could continue")
+    _check_script(args, saved, path)
+    differing = []
+    for name in sorted(vars(args).keys() - {*PER_CALL}):
+        own = saved.get(name, "none")  # of a flag that is newer than the run
+        if name not in given or (name, given[name]) == ("precision", "auto"):
+            if name in saved and name not in ("device", "output_dir"):
+                setattr(args, name, own)
+        elif name == "epochs" and given[name] < own:
+            differing.append(f"--{name} {given[name]} (it has {own})")
+        elif name not in MAY_CHANGE and not name.endswith("_path") and given[name] != own:
+            differing.append(f"--{name} {_text(given[name])} (it has {_text(own)})")
+    if differing:
+        raise UserError(
+            f"{path}: the run cannot continue with another recipe: {', '.join(differing)}; leave "
+            "that out (only --epochs may grow), or start a new run with another --output_dir"
+        )
+    return Saved(path, content)
 
 
-def image_size(text: str) -> int:
-    return _number(text, int, IMAGE_SIZES[0], IMAGE_SIZES[-1])
+def _check_script(args: argparse.Namespace, config: Mapping[str, Any], path: Path) -> None:
+    for name, value in config.items():
+        if name.endswith("_path") and not hasattr(args, name):
+            raise UserError(
+                f"{path}: trained on --{name} {value}; use the script that has this flag"
+            )
 
 
-def positive_float(text: str) -> float:
+def _check_combinations(parser: Parser, given: Mapping[str, Any]) -> None:
+    if ("evaluate" in given) != ("checkpoint" in given):
+        parser.error("--evaluate and --checkpoint FILE go together")
+    if "tsne" in given and "evaluate" not in given:
+        parser.error("--tsne goes together with --evaluate")
+    for other in ("evaluate", "overwrite"):
+        if "resume" in given and other in given:
+            parser.error(f"--resume and --{other} exclude each other; leave one out")
+
+
+def _text(value: Any) -> str:
+    """A flag's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def network_flags(flags: Mapping[str, Any] | argparse.Namespace) -> dict[str, Any]:
+    """DAN's arguments, besides num_class, among the flags or in a checkpoint's configuration."""
+    flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
+    return {name: flags[name] for name in NETWORK_FLAGS if name in flags}
+
+
+def num_center(args: argparse.Namespace, num_class: int) -> int:
+    """`--num_center`, by default one per class."""
+    if args.num_center is not None and args.num_center < num_class:
+        raise UserError(f"--num_center {args.num_center}: there are {num_class} classes; use more")
+    return num_class if args.num_center is None else args.num_center
+
+
+def existing_checkpoint(path: str | os.PathLike) -> Path:
+    """Check that a flag names a file.
+
+    Raises:
+        UserError: it does not.
+    """
+    if "://" in str(path):
+        raise UserError(f"{path}: is an address; download the file and give its path")
+    path = Path(path)
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; give a file, such as the best.pth of a run")
+    if os.path.isfile(path):
+        return path
+    last = path.with_name("last.pth")
+    if path.name == "best.pth" and os.path.isfile(last):
+        raise UserError(
+            f"{path}: not written yet, the run was interrupted in its first epoch; use {last}, "
+            f"or continue the run with --resume {shlex.quote(str(last))}"
+        )
+    raise UserError(f"{path}: no such checkpoint; check the path")
+
+
+# ---- types of flags ------------------------------------------------------------------------------
+
+
+def whole_number(low: int, high: float = float("inf")) -> Callable[[str], int]:
+    """An argparse type: an integer from low to high."""
+    return partial(_number, kind=int, low=low, high=high)
+
+
+def positive(text: str) -> float:
     value = _number(text, float, 0)
     if value == 0:
         raise argparse.ArgumentTypeError("must be more than 0")
     return value
 
 
-def weight(text: str) -> float:
+def not_negative(text: str) -> float:
     return _number(text, float, 0)
 
 
@@ -260,3 +403,9 @@ def _number(text: str, kind: type, low: float, high: float = float("inf")):
         bound = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
         raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
     return value
+
+
+def is_plain(value: object) -> bool:
+    """Whether a flag's value can be kept in checkpoints and config.json as it is."""
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(value, int | float | str | None) for value in values)

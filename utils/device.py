@@ -1,14 +1,20 @@
-"""What a run computes on, and in which precision."""
+"""Device, precision and random state of a script."""
 
+import random
 import re
 
+import numpy as np
 import torch
 
 from utils.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device that is there."""
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
@@ -23,17 +29,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to, None for plain float32. auto is bf16 where it is native."""
+    """Turn `auto`, `fp32` or `bf16` into the dtype for autocast, None for plain float32.
+
+    `auto` is bf16 where the hardware supports it natively: CUDA from compute capability 8 on, and
+    CPUs with AVX512-BF16 or AMX.
+    """
     if name == "auto":
-        name = "bf16" if _native_bf16(device) else "fp32"
+        if device.type == "cuda":
+            native = torch.cuda.get_device_capability(device)[0] >= 8
+        else:
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        name = "bf16" if native else "fp32"
     return torch.bfloat16 if name == "bf16" else None
-
-
-def _native_bf16(device: torch.device) -> bool:
-    """CUDA of compute capability 8 and up; CPUs with AMX or AVX512-bf16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def device_name(device: torch.device) -> str:
@@ -41,3 +48,20 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator(*key: int) -> torch.Generator:
+    """Make a CPU generator that depends on a key such as (seed, epoch, step) and nothing else.
+
+    The draws of a step are then the same whether the run got there in one go or was resumed, and
+    with any number of workers on any device.
+    """
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

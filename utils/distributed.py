@@ -1,8 +1,9 @@
-"""The processes that train one network together, one a GPU, as torchrun starts them.
+"""The processes that train one network together, one per GPU, as torchrun starts them.
 
-A process alone is a world of one, in which all of this costs nothing.
+A single process is a world of size 1, in which all of this costs nothing.
 """
 
+import argparse
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.device import resolve_device
+from utils.device import resolve_device, resolve_precision, seed_everything
 from utils.errors import UserError
 from utils.progress import progress
 
@@ -24,59 +25,62 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that share each batch."""
+    """This process, its device, and its place among those that share each batch."""
 
+    device: torch.device = torch.device("cpu")
+    autocast: torch.dtype | None = None  # bfloat16, or None for plain float32
     rank: int = 0
     size: int = 1
     local_size: int = 1  # processes on this machine
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """Whether this process prints and writes files."""
         return self.rank == 0
 
-    def say(self, text: str) -> None:
-        """Print, once for all processes."""
+    @property
+    def precision(self) -> str:
+        return "fp32" if self.autocast is None else "bf16"
+
+    def print_once(self, text: str) -> None:
         if self.is_main:
             print(text, flush=True)
 
     def progress(self, iterable: Iterable | None = None, **kwargs) -> tqdm:
-        """How far an iterable has come, shown by the main process."""
+        """A progress bar that only the main process shows."""
         return progress(iterable, shown=self.is_main, **kwargs)
 
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a network to the device; on several GPUs its BatchNorms see the whole batch."""
+        if self.size > 1 and self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return model.to(self.device, memory_format=torch.channels_last)
+
     def share(self, count: int) -> slice:
-        """Which of `count` images are this process's; shares differ by one image at most."""
+        """Which of `count` images belong to this process; shares differ by at most one image."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def mean(self, values: Tensor) -> Tensor:
-        """(n,), a number an image -> their mean over all processes, a scalar.
+        """(n,), one number per image -> their mean over all processes, a scalar.
 
-        Its gradient is right once the processes' gradients are averaged, as
-        DistributedDataParallel averages them.
+        Its gradient is correct once the processes' gradients are averaged, as
+        DistributedDataParallel does.
         """
         if self.size == 1:
             return values.mean()
         total = torch.stack([values.sum(), values.new_full((), len(values))])
-        total = _SumOfAll.apply(total, self.size)
+        total = _SumOverProcesses.apply(total, self.size)
         return total[0] / total[1].detach()
 
     def sum(self, values: Tensor) -> Tensor:
-        """The elementwise sum over all processes; without a gradient."""
+        """Add up a tensor over all processes, without a gradient."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
-    def fewest(self, count: int) -> int:
-        """The smallest of every process's number."""
-        if self.size == 1:
-            return count
-        smallest = torch.tensor(count)  # on the CPU: no process waits for its device
-        dist.all_reduce(smallest, dist.ReduceOp.MIN)
-        return smallest.item()
-
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in the order of the ranks; plain types and CPU tensors."""
+        """Every process's value, in the order of the ranks; plain types and CPU tensors only."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -84,58 +88,71 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait until all have come here."""
+        """Wait until all processes get here."""
         if self.size > 1:
-            dist.all_reduce(torch.zeros(()))  # on the CPU, so no process waits for its device
+            dist.all_reduce(torch.zeros(()))  # on the CPU: no process waits for its device
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process goes through this while the others wait; then they do."""
+        """Let the main process run the block before the others."""
         if not self.is_main:
             self.barrier()
         yield
         if self.is_main:
             self.barrier()
 
-    def spread_buffers(self, model: nn.Module) -> None:
-        """Give all processes the first one's BatchNorm statistics, which differ where BatchNorm is
-        not synchronised."""
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Copy the main process's BatchNorm statistics, which differ unless synchronised."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def leave(self) -> None:
-        """The end, where all went well."""
+    def shutdown(self) -> None:
+        """Shut down the process group."""
         if self.size > 1:
-            # PyTorch 2.6's gloo lets go of its last tensors in a thread that needs the interpreter,
-            # and hangs where that is busy with ending it.
+            # gloo in PyTorch 2.6 frees its last tensors in a thread that needs the interpreter, and
+            # hangs if that is already shutting down.
             time.sleep(0.5)
             dist.destroy_process_group()
 
 
-ALONE = World()
-
-
-def join(device: str = "auto") -> World:
-    """Meet the other processes where torchrun started several, each on a GPU of its own.
+def init(args: argparse.Namespace) -> World:
+    """Join the other processes if torchrun started several, choose device and precision, seed.
 
     Args:
-        device: `--device`; cpu where the GPUs should not be used.
+        args: flags of a recipe: device, precision, seed, deterministic.
 
     Raises:
-        UserError: fewer GPUs than processes, or a device that all of them would share.
+        UserError: the device does not exist, or the processes would share one.
     """
-    resolve_device(device)
+    device = resolve_device(args.device)
+    rank, size, local_size = _join(args.device)
+    if device.type == "cuda" and size > 1:
+        device = torch.device("cuda", torch.cuda.current_device())
+    autocast = resolve_precision(args.precision, device)
+    seed_everything(args.seed)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not args.deterministic
+        if autocast is None:  # plain float32; cuDNN's default would round to TF32
+            torch.backends.cudnn.allow_tf32 = False
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return World(device, autocast, rank, size, local_size)
+
+
+def _join(device: str) -> tuple[int, int, int]:
+    """Set up the process group; this process's rank, and the sizes of World."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or "RANK" not in os.environ:
-        return ALONE
+        return 0, 1, 1
+    rank = int(os.environ["RANK"])
     local_rank, local_size = (int(os.environ[f"LOCAL_{key}"]) for key in ("RANK", "WORLD_SIZE"))
-    world = World(int(os.environ["RANK"]), size, local_size)
     if device.startswith("cuda:"):
         raise UserError(f"--device {device}: {size} processes cannot share it; leave it out")
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+    if device == "cpu" or not torch.cuda.is_available():
         dist.init_process_group("gloo")
-        return world
+        return rank, size, local_size
     gpus = torch.cuda.device_count()
     if local_size > gpus:
         raise UserError(
@@ -143,14 +160,14 @@ def join(device: str = "auto") -> World:
             f"use --nproc_per_node={gpus}"
         )
     torch.cuda.set_device(local_rank)
-    # Tensors on the GPU go by NCCL; what the hosts tell each other need not wait for the GPUs.
+    # GPU tensors go by NCCL; what the hosts tell each other need not wait for the GPUs.
     dist.init_process_group("cpu:gloo,cuda:nccl")
-    return world
+    return rank, size, local_size
 
 
-class _SumOfAll(torch.autograd.Function):
-    """The sum over all processes. What follows it is the same everywhere and so is its gradient:
-    summing that over the processes, too, is multiplying it by their number."""
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes. What is computed from it is the same everywhere, and so is its
+    gradient: summing that over the processes too means multiplying it by their number."""
 
     @staticmethod
     def forward(ctx, value: Tensor, size: int) -> Tensor:

@@ -7,82 +7,82 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something only the user can mend: a wrong path, a broken image, a wrong checkpoint.
+    """A mistake that only the user can correct: a wrong path, a broken image, a wrong checkpoint.
 
-    The message is one line that says what is wrong, where, and what to do about it. What would
-    break the line or the terminal, in a file's name or a damaged file, is shown by its code.
+    The message is one line that says what is wrong, where, and what to do about it. Unprintable
+    characters, as in a file's name, are shown as escapes.
     """
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
 
 
+class Interrupted(Exception):
+    """A signal asked the run to stop; the message, if any, says how to continue."""
+
+    def __init__(self, signal_number: int, message: str = ""):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def one_line(text: str) -> str:
-    """The same text with each character that cannot be printed as its escape, `\\n`."""
+    """Replace each unprintable character by its escape, such as `\\n`."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class Interrupted(Exception):
-    """A signal that asks the run to end; the message, where there is one, says how it goes on."""
+def plural(count: int, noun: str) -> str:
+    """3, "image" -> "3 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
-    def __init__(self, number: int, message: str = ""):
-        super().__init__(message)
-        self.number = number
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an `OSError` raised while writing `path` into a `UserError` that names it."""
+    try:
+        yield
+    except BrokenPipeError:  # not the user's mistake: `| head` has stopped reading
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextmanager
 def exit_on_user_error(
-    interrupted: str = "interrupted; what was saved before is intact",
+    interrupted: str = "interrupted; everything saved so far is intact",
 ) -> Iterator[None]:
     """End a script with one line and an exit code instead of a traceback.
 
-    A `UserError` is printed on stderr and ends with code 2, as does a stdout on a full disk.
-    Ctrl-C ends with 130, another signal with 128 and its number. Where nobody reads any more, as
-    behind `| head`, the end is silent, with 141 as a program in C would have it. All else goes
-    through.
+    A `UserError` is printed to stderr and exits with 2, Ctrl-C with 130, another signal with 128
+    plus its number, and a closed stdout (`| head`) silently with 141. Other exceptions propagate.
 
     Args:
-        interrupted: what to say on Ctrl-C.
+        interrupted: printed on Ctrl-C.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # names of files may hold bytes that are no text
+    if hasattr(sys.stdout, "reconfigure"):  # file names may hold bytes that are not valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             yield
-        except UserError as error:
-            rank = int(os.environ.get("RANK", 0))  # torchrun's
-            print(f"error{f' of process {rank}' if rank else ''}: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
         finally:
-            sys.stdout.flush()  # what fails here would else fail after the last line of Python
+            sys.stdout.flush()  # Python's own flush at exit would print what fails
+    except UserError as error:
+        rank = int(os.environ.get("RANK", 0))  # set by torchrun
+        print(f"error{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
-        # A terminal has just shown ^C, perhaps behind a progress bar.
+        # A terminal has just echoed ^C, maybe after a progress bar.
         print("\n" * sys.stderr.isatty() + interrupted, file=sys.stderr)
         raise SystemExit(130) from None
     except Interrupted as interruption:
         if str(interruption):
             print(interruption, file=sys.stderr)
-        raise SystemExit(128 + interruption.number) from None
-    except OSError:
-        failure = _silence_failing_stream()
-        if failure is None:
-            raise
-        if isinstance(failure, BrokenPipeError):
-            raise SystemExit(141) from None
-        print(f"error: stdout cannot be written ({failure.strerror})", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _silence_failing_stream() -> OSError | None:
-    """Point stdout, else stderr, to nowhere if it cannot be written; why it cannot."""
-    for stream in (sys.stdout, sys.stderr):
+        raise SystemExit(128 + interruption.signal_number) from None
+    except BrokenPipeError:
         try:
-            print(file=stream, flush=True)
-        except OSError as error:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-            return error
-    return None
+            print(flush=True)
+        except BrokenPipeError:  # of stdout, not of a worker process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        raise

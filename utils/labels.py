@@ -1,13 +1,12 @@
-"""Class names, their order and the published class counts of each data set, defined once."""
+"""Class names, their order, and the published number of images per class."""
 
-# RAF-DB writes its labels as 1-7, in this order.
+# RAF-DB stores labels as 1-7, in this order.
 RAFDB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 
-# AffectNet's codes 0-7; AffectNet-7 is the same without the last one. The annotations go on
-# with 8 none, 9 uncertain and 10 non-face, which no recipe uses.
+# AffectNet's codes 0-7. AffectNet-7 drops contempt. The annotations also use 8 (none),
+# 9 (uncertain) and 10 (non-face), which no recipe trains on.
 AFFECTNET = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 
-# Images per class as published, in the order of the names above.
 RAFDB_COUNTS = {
     "train": (1290, 281, 717, 4772, 1982, 705, 2524),
     "test": (329, 74, 160, 1185, 478, 162, 680),
@@ -19,10 +18,10 @@ AFFECTNET_COUNTS = {
 
 
 def is_name(name: object) -> bool:
-    """Whether something can name a class or a data set: text that can be printed on a line."""
+    """Whether a value can name a class or a data set: non-empty text that prints on one line."""
     return isinstance(name, str) and name.strip() != "" and name.isprintable()
 
 
 def title(dataset: str, *, toy: bool) -> str:
-    """A data set's name for people: nobody should take a toy accuracy for one on real faces."""
+    """The data set's name as shown to people; a toy accuracy must not pass for a real one."""
     return f"toy {dataset}" if toy else dataset

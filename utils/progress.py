@@ -1,4 +1,4 @@
-"""How far something has come: a bar on a terminal, now and then a line in a log."""
+"""Progress of a long loop: a bar on a terminal, an occasional line in a log."""
 
 import sys
 from collections.abc import Iterable
@@ -6,15 +6,15 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-LOG_EVERY = 60  # seconds between two lines where stderr is no terminal
-LOG_FORMAT = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} to go{postfix}"
+LOG_EVERY = 60  # seconds between two lines where stderr is not a terminal
+LOG_FORMAT = "{desc}: {n_fmt} of {total_fmt}, {elapsed} elapsed, {remaining} left{postfix}"
 
 
 def progress(iterable: Iterable | None = None, *, shown: bool = True, **kwargs) -> tqdm:
-    """tqdm on stderr. What is over within LOG_EVERY seconds leaves nothing in a log.
+    """tqdm on stderr. A loop that ends within LOG_EVERY seconds leaves nothing in a log.
 
     Args:
-        shown: False for the processes that print nothing.
+        shown: False for processes that should stay silent.
         kwargs: tqdm's, such as desc, total and unit.
     """
     if not shown or sys.stderr is None or sys.stderr.isatty():
@@ -26,13 +26,13 @@ def progress(iterable: Iterable | None = None, *, shown: bool = True, **kwargs) 
         bar_format=LOG_FORMAT,
         delay=LOG_EVERY,
         mininterval=LOG_EVERY,
-        miniters=1,  # else tqdm guesses how many make up the interval
+        miniters=1,  # otherwise tqdm estimates how many iterations fill the interval
         **kwargs,
     )
 
 
 class _Lines:
-    """What tqdm writes over and over on one line, as lines."""
+    """A stream that turns tqdm's updates of one line into lines of their own."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream

@@ -18,17 +18,16 @@ from networks.losses import DANLoss
 from tests.bench import yardstick
 from tests.bench.measuring import Stopwatch
 from tests.bench.yardstick import ImageFiles, YardstickTraining
-from utils import cli, engine
-from utils.data import FaceLoader
-from utils.face_data import Split
+from utils import cli
+from utils.data.datasets import FaceData, Split, read_rafdb
+from utils.data.loader import FaceLoader, Order, in_order
+from utils.data.transforms import Augmentation
+from utils.device import generator
+from utils.distributed import World
 from utils.labels import RAFDB
-from utils.readers import read_rafdb
-from utils.run import Run
-from utils.sampling import Order, in_order
-from utils.seed import generator
-from utils.toy_faces import write_affectnet, write_rafdb
-from utils.training import Training
-from utils.transforms import Augmentation
+from utils.toy.sets import write_affectnet, write_rafdb
+from utils.training import engine
+from utils.training.run import Run
 
 SIZE = 224
 DRAWN = 512  # faces; a longer epoch goes through their files again
@@ -44,6 +43,10 @@ class Setup:
     workers: int
     compile: bool
     watch: Stopwatch
+
+    @property
+    def world(self) -> World:
+        return World(self.device, self.autocast)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """Float images and labels on the device."""
@@ -69,8 +72,8 @@ class Source:
 
     def loader(self, setup: Setup, order: Order = in_order) -> FaceLoader:
         options = {"batch_size": setup.batch_size, "image_size": SIZE, "workers": setup.workers}
-        with mock.patch("utils.data.CACHE_SHARE", 0 if self.streamed else 1):
-            return FaceLoader(self.split, **options, device=setup.device, order=order)
+        with mock.patch("utils.data.loader.CACHE_SHARE", 0 if self.streamed else 1):
+            return FaceLoader(self.split, **options, world=setup.world, order=order)
 
     def plain_loader(self, setup: Setup, *, shuffle: bool) -> DataLoader:
         paths = [self.split.path(i) for i in range(len(self.split))]
@@ -83,33 +86,37 @@ class Source:
         )
 
 
-def training_of(setup: Setup) -> Training:
-    """The recipe's."""
-    parser, _ = cli.recipe_parser("", batch_size=setup.batch_size, lr=1e-3, epochs=1, run_name="")
-    flags = ["--image_size", str(SIZE), *(["--compile"] if setup.compile else [])]
-    args = cli.parse(parser, flags)
-    run = Run(args, "toy", RAFDB, setup.device, setup.autocast, output_dir=Path())
-    model = DAN(num_class=7).to(setup.device, memory_format=torch.channels_last)
-    criterion = DANLoss(num_class=7).to(setup.device)
+def training_of(setup: Setup) -> Run:
+    """The recipe's; nothing of it is written."""
+    parser = cli.RecipeParser("", "bench", batch_size=setup.batch_size, lr=1e-3, epochs=1)
+    flags = ["--image_size", str(SIZE), "--output_dir", os.devnull]
+    args, _ = cli.parse(parser, [*flags, *(["--compile"] if setup.compile else [])])
+    model = setup.world.place(DAN(num_class=7))
+    criterion = setup.world.place(DANLoss(num_class=7))
     parameters = [*model.parameters(), *criterion.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000)
-    return Training(run, model.train(), criterion, optimizer, scheduler)
+    split = Split(Path(), np.zeros(7, "S1"), np.arange(7))
+    data = FaceData("bench", RAFDB, split, split)
+    with mock.patch.object(World, "print_once"):
+        run = Run(args, None, data, setup.world, model, criterion, optimizer, scheduler)
+    model.train()
+    return run
 
 
-def bare_steps(training: Training, images: Tensor, labels: Tensor, count: int = 1) -> None:
+def bare_steps(run: Run, images: Tensor, labels: Tensor, count: int = 1) -> None:
     """What `engine.train_one_epoch` does without loading, augmenting and logging."""
     for _ in range(count):
-        losses, _ = training.losses_of(images, labels)
-        training.optimizer.zero_grad()
+        losses, _ = run.forward(images, labels)
+        run.optimizer.zero_grad()
         losses.total.backward()
-        training.optimizer.step()
+        run.optimizer.step()
 
 
-def whole_epoch(training: Training, loader: FaceLoader, augment: Augmentation) -> None:
+def whole_epoch(run: Run, loader: FaceLoader, augment: Augmentation) -> None:
     """The first one, as often as it is asked for."""
-    training.progress = training.fresh_progress()
-    engine.train_one_epoch(training, loader, augment)
+    run.progress = run._new_progress()
+    engine.train_one_epoch(run, loader, augment)
 
 
 def draw_sources(folder: Path, count: int) -> tuple[Source, Source]:

@@ -8,6 +8,7 @@ test_yardstick.py.
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -187,3 +188,29 @@ class YardstickTraining:
             output = self.model(images.to(self.device))
             total, steps = total + self.criterion(output, labels.to(self.device)), steps + 1
         return float(total) / steps
+
+
+class Logits(nn.Module):
+    """The grad-cam package expects a model that returns logits alone."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[0]
+
+
+def maps_one_by_one(model: nn.Module, images: Tensor) -> np.ndarray:
+    """Grad-CAM++ as the package's documentation shows it: one pass per image and head.
+
+    images: (N, 3, H, W) -> (N, K, H, W) float32 in [0, 1], of the predicted classes.
+    """
+    from pytorch_grad_cam import GradCAMPlusPlus  # takes seconds
+
+    maps = []
+    for i in range(model.num_head):
+        layer = getattr(model, f"cat_head{i}").sa
+        with GradCAMPlusPlus(model=Logits(model), target_layers=[layer]) as cam:
+            maps.append([cam(input_tensor=image[None], targets=None)[0] for image in images])
+    return np.stack(maps, axis=1)

@@ -1,0 +1,413 @@
+"""Readers of data sets as people have them, and how these can be wrong."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils.data.datasets import (
+    FaceData,
+    Split,
+    affectnet_run_name,
+    read_affectnet,
+    read_rafdb,
+)
+from utils.errors import UserError
+from utils.labels import AFFECTNET, RAFDB
+
+LABELS = "EmoLabel/list_patition_label.txt"
+
+
+def write_raf(tmp_path):
+    """Seven training and seven test images, one a class, in RAF-DB's layout."""
+    (tmp_path / "EmoLabel").mkdir()
+    (tmp_path / "Image" / "aligned").mkdir(parents=True)
+    lines = []
+    for split, digits in (("train", 5), ("test", 4)):
+        for number in range(1, 8):
+            name = f"{split}_{number:0{digits}d}"
+            Image.new("RGB", (100, 100)).save(tmp_path / "Image/aligned" / f"{name}_aligned.jpg")
+            lines.append(f"{name}.jpg {number}")
+    (tmp_path / LABELS).write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def raf(tmp_path):
+    return write_raf(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def raf_module(tmp_path_factory):
+    """For tests that write the label file anew in each example."""
+    return write_raf(tmp_path_factory.mktemp("raf"))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Makes `root/<split>/<class>/` with as many images as asked."""
+
+    def make(**splits):
+        for split, classes in splits.items():
+            for name, count in classes.items():
+                (tmp_path / split / name).mkdir(parents=True)
+                for index in range(count):
+                    Image.new("RGB", (8, 8)).save(tmp_path / split / name / f"{index}.png")
+        return tmp_path
+
+    return make
+
+
+def test_rafdb(raf):
+    data = read_rafdb(raf)
+    assert data.class_names == RAFDB and (len(data.train), len(data.val)) == (7, 7)
+    assert data.train.path(2) == raf / "Image/aligned/train_00003_aligned.jpg"
+    assert data.val.path(6) == raf / "Image/aligned/test_0007_aligned.jpg"
+    np.testing.assert_array_equal(data.train.labels, np.arange(7))
+    assert "differ from the published counts" in data.summary()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "  \n\n"])
+def test_rafdb_labels_of_any_spacing(raf, encoding, end):
+    lines = (raf / LABELS).read_text().replace(" ", "\t").splitlines()
+    (raf / LABELS).write_bytes("".join(line + end for line in lines).encode(encoding))
+    np.testing.assert_array_equal(read_rafdb(raf).train.labels, np.arange(7))
+
+
+def test_rafdb_recognises_its_published_counts(raf):
+    from dataclasses import replace
+
+    data = read_rafdb(raf)
+    published = {"train": (1,) * 7, "test": (1,) * 7}
+    assert "are the published counts" in replace(data, published=published).summary()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train_00001", "txt:2: 'train_00001' is not"),
+        ("train_00002.jpg 8", "txt:2: 'train_00002.jpg 8' has no label from 1 to 7"),
+        ("train_00002.jpg 0", "has no label from 1 to 7"),
+        ("train_00002.jpg nan", "has no label from 1 to 7"),
+        ("photo.jpg 3", "txt:2: 'photo.jpg 3' is not"),
+        ("../train_00002.jpg 3", "txt:2: "),
+        ("train_\xe9.jpg 3", "txt:2: "),
+        ("train_00001.jpg 1", "txt:2: repeats train_00001.jpg of line 1;"),
+        ("train_00001.jpg 3", "repeats train_00001.jpg of line 1, which gives it label 1"),
+        ("train_00099.jpg 2", "train_00099_aligned.jpg: missing, but line 2 of"),
+    ],
+)
+def test_rafdb_names_a_bad_line(raf, line, expected):
+    lines = (raf / LABELS).read_text().splitlines()
+    lines[1] = line
+    lines.append("train_00014.jpg 2")  # so that no class is without an image
+    shutil.copy(
+        raf / "Image/aligned/train_00001_aligned.jpg", raf / "Image/aligned/train_00014_aligned.jpg"
+    )
+    (raf / LABELS).write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        read_rafdb(raf)
+    assert "1 problem:" in str(error.value) and expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_rafdb_reports_all_problems_together_and_five_by_name(raf):
+    for path in sorted((raf / "Image/aligned").iterdir())[:6]:
+        path.unlink()
+    with pytest.raises(UserError) as error:
+        read_rafdb(raf)
+    assert "6 problems" in str(error.value) and str(error.value).count("missing") == 5
+    assert str(error.value).endswith(f"; for all of them: python utils/check_data.py {raf}")
+
+
+def test_rafdb_names_a_class_without_training_images(raf):
+    text = (raf / LABELS).read_text()
+    (raf / LABELS).write_text(text.replace("train_00002.jpg 2", "train_00002.jpg 3"))
+    with pytest.raises(UserError, match=r"1 problem: .*no train_\*.jpg image of fear \(label 2\)"):
+        read_rafdb(raf)
+
+
+LINES = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(
+        ["train_00001.jpg", "test_0001.jpg", "train_99.jpg", "test_.jpg", "train_1.png", "x"]
+    )
+    | st.text(),
+    st.sampled_from([" ", "\t", ",", "", "\n"]),
+    st.integers(-1, 9) | st.floats() | st.text(max_size=3),
+    st.sampled_from(["", " ", " 3", "\r"]),
+)
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=200) | st.lists(LINES, max_size=20).map("\n".join))
+def test_no_label_file_leads_to_anything_but_labels_or_one_line(raf_module, content):
+    content = content.encode() if isinstance(content, str) else content
+    (raf_module / LABELS).write_bytes(content)
+    try:
+        data = read_rafdb(raf_module)
+    except UserError as error:
+        assert str(error).startswith(str(raf_module)) and str(error).isprintable()
+        assert len(str(error)) < 2000
+    else:
+        assert set(data.train.labels) == set(range(7)) and len(data.val)
+
+
+@pytest.mark.parametrize("missing", ["", "EmoLabel", "Image"])
+def test_rafdb_not_there(raf, missing):
+    shutil.rmtree(raf / missing)
+    with pytest.raises(UserError) as error:
+        read_rafdb(raf)
+    message = str(error.value)
+    assert ("--toy" in message and "whdeng" in message) if not missing else missing in message
+
+
+def test_rafdb_empty_split(raf):
+    lines = (raf / LABELS).read_text().splitlines()
+    (raf / LABELS).write_text("\n".join(lines[:7]))
+    with pytest.raises(UserError, match="lists no test_"):
+        read_rafdb(raf)
+
+
+@pytest.mark.parametrize("num_class", [7, 8])
+def test_affectnet(folders, num_class):
+    root = folders(
+        train={str(code): code + 1 for code in range(8)}, val={str(code): 1 for code in range(8)}
+    )
+    data = read_affectnet(root, num_class=num_class)
+    assert data.name == "AffectNet"
+    assert affectnet_run_name(root, num_class) == f"affectnet-{num_class}"
+    assert data.class_names == AFFECTNET[:num_class]
+    np.testing.assert_array_equal(data.train.counts(num_class), np.arange(num_class) + 1)
+    assert data.train.path(1) == root / "train/1/0.png"
+
+
+def test_affectnet_without_contempt_is_not_eight_classes(folders):
+    classes = {str(code): 1 for code in range(7)}
+    root = folders(train=classes, val=classes)
+    assert read_affectnet(root, num_class=7).num_class == 7
+    with pytest.raises(UserError, match="--num_class 7"):
+        read_affectnet(root)
+
+
+def test_any_class_folders(folders):
+    root = folders(train={"sad": 2, "glad": 3, "mad": 1}, test={"mad": 1, "glad": 1, "sad": 1})
+    data = read_affectnet(root)
+    assert data.name == root.name and data.class_names == ("glad", "mad", "sad")
+    np.testing.assert_array_equal(data.train.counts(3), [3, 1, 2])
+    assert affectnet_run_name(root, None) == root.name
+    with pytest.raises(UserError, match="3 class folders of its own, but --num_class 7"):
+        read_affectnet(root, num_class=7)
+
+
+def test_splits_of_different_classes(folders):
+    root = folders(train={"a": 1, "b": 1, "c": 1}, val={"a": 1, "b": 1, "d": 1})
+    with pytest.raises(UserError, match="2 problems: train/d: no images.*val/c: no images"):
+        read_affectnet(root)
+
+
+def test_empty_class(folders):
+    root = folders(train={"a": 1, "b": 0}, val={"a": 1, "b": 1})
+    with pytest.raises(UserError, match="1 problem: train/b: no images"):
+        read_affectnet(root)
+
+
+# ---- class folders as people have them -----------------------------------------------------------
+
+
+def test_images_of_any_depth_and_ending_are_found_and_others_named(folders):
+    """A third of the images was left out without a word."""
+    root = folders(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    image = root / "train/a/0.png"
+    for name in ("person 1/deeper/1.jpg", "2.JFIF", "3.pgm", "4.avif", "5.jp2", "6.webp", "7.PNG"):
+        path = root / "train/a" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image.read_bytes())  # Pillow looks at the content
+    (root / "elsewhere").mkdir()
+    shutil.copy(image, root / "elsewhere/8.png")
+    (root / "train/a/linked").symlink_to(root / "elsewhere")
+    (root / "train/a/person 1/loop").symlink_to(root / "train/a")
+    for name in ("9.heic", "10.heic", "notes.txt"):
+        (root / "train/a" / name).write_text("not read")
+    for name in (".DS_Store", "Thumbs.db", "._0.png", "@eaDir/x.jpg", "__MACOSX/y.jpg",
+                 ".ipynb_checkpoints/z.png"):  # fmt: skip
+        for folder in (root / "train/a", root / "train"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("rubbish")
+    data = read_affectnet(root)
+    assert data.class_names == ("a", "b")
+    np.testing.assert_array_equal(data.train.counts(2), [9, 1])
+    assert "2 .heic files (convert them, or pip install pillow-heif), 1 .txt file" in data.summary()
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("train", "valid"), ("train", "validation"), ("TRAIN", "Test"), ("training", "val")],
+)
+@pytest.mark.parametrize("around", ["", "DATASET"])
+def test_splits_of_other_names_and_one_folder_around_all(folders, train, val, around):
+    root = folders(**{train: {"a": 1, "b": 2}, val: {"a": 1, "b": 1}})
+    if around:
+        (root / around).mkdir()
+        for name in (train, val):
+            (root / name).rename(root / around / name)
+    data = read_affectnet(root)
+    assert (len(data.train), len(data.val)) == (3, 2)
+
+
+def rafdb_folders(root):
+    """RAF-DB in the form in which most people have it."""
+    for split, digits in (("train", 5), ("test", 4)):
+        for code in range(1, 8):
+            folder = root / "DATASET" / split / str(code)
+            folder.mkdir(parents=True)
+            name = f"{split}_{code:0{digits}d}_aligned.jpg"
+            Image.new("RGB", (100, 100)).save(folder / name)
+        (root / f"{split}_labels.csv").write_text("image,label\n")
+    return root
+
+
+def test_rafdb_as_class_folders(tmp_path):
+    data = read_rafdb(rafdb_folders(tmp_path))
+    assert (data.name, data.class_names) == ("RAF-DB", RAFDB)
+    np.testing.assert_array_equal(data.val.labels, np.arange(7))
+    assert data.train.path(2).name == "train_00003_aligned.jpg"
+    with pytest.raises(UserError, match=r"RAF-DB's images; .* python rafdb.py --raf_path"):
+        read_affectnet(tmp_path)
+
+
+def test_other_numbered_folders_are_not_affectnet(folders):
+    seven = {str(code): 1 for code in range(1, 8)}
+    with pytest.raises(UserError, match=r"not AffectNet's \(0 neutral.*rename the folders"):
+        read_affectnet(folders(train=seven, val=seven), num_class=7)
+
+
+def test_fer2013_is_recognised_by_its_counts(tmp_path, monkeypatch):
+    """Its class 0 is angry, AffectNet's is neutral."""
+    from utils.data import datasets
+
+    monkeypatch.setattr(datasets, "_FER2013_COUNTS", (1, 2, 1, 3, 1, 1, 2))
+    for split in ("train", "test"):
+        for code, count in enumerate(datasets._FER2013_COUNTS):
+            (tmp_path / split / str(code)).mkdir(parents=True)
+            for index in range(count):
+                Image.new("L", (48, 48)).save(tmp_path / split / str(code) / f"{index}.png")
+    with pytest.raises(UserError, match="FER2013's folders"):
+        read_affectnet(tmp_path, num_class=7)
+
+
+def test_the_mapping_is_printed_unless_the_counts_are_the_published_ones(folders, monkeypatch):
+    classes = {str(code): 1 for code in range(8)}
+    root = folders(train=classes, val=classes)
+    mapping = "taken for AffectNet's: 0 neutral, 1 happy"
+    assert mapping in read_affectnet(root).summary()
+    counts = {"train": (1,) * 8, "val": (1,) * 8}
+    monkeypatch.setattr("utils.labels.AFFECTNET_COUNTS", counts)
+    assert mapping not in read_affectnet(root).summary()
+
+
+def test_bad_images_that_are_listed_are_left_out(raf, folders, tmp_path):
+    (raf / "bad_images.csv").write_text("path,problem\nImage/aligned/test_0003_aligned.jpg,cut\n")
+    shutil.copy(
+        raf / "Image/aligned/train_00001_aligned.jpg", raf / "Image/aligned/train_00009_aligned.jpg"
+    )
+    data = read_rafdb(raf)
+    assert (len(data.train), len(data.val)) == (7, 6)
+    assert "1 image left out, listed in bad_images.csv" in data.summary()
+
+
+def test_a_toy_set_is_one_by_its_own_marker(toy_raf, tmp_path):
+    """A copy trained on without --toy passed for RAF-DB."""
+    copy = shutil.copytree(toy_raf, tmp_path / "copy")
+    assert read_rafdb(copy).title == "toy RAF-DB"
+    (copy / "toy.json").unlink()
+    assert read_rafdb(copy).title == "RAF-DB"
+
+
+@pytest.mark.parametrize("name", [b"a\xe9", b"a\nb", b" "])
+def test_class_folders_that_cannot_name_a_class(folders, name):
+    root = folders(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    os.mkdir(os.fsencode(root / "train") + b"/" + name)
+    with pytest.raises(UserError, match="a folder is called .*rename it"):
+        read_affectnet(root)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_missing_split(folders, split):
+    present = {"train": "val", "val": "train"}[split]
+    root = folders(**{present: {"a": 1, "b": 1}})
+    with pytest.raises(UserError, match="has no train/ and val/"):
+        read_affectnet(root)
+
+
+@pytest.mark.parametrize("raw", ["train_set", "Manually_Annotated_Images"])
+def test_affectnet_before_conversion(tmp_path, raw):
+    (tmp_path / raw).mkdir()
+    with pytest.raises(UserError, match=r"python utils/convert_affectnet.py --aff_path"):
+        read_affectnet(tmp_path)
+
+
+def test_affectnet_of_an_interrupted_conversion(folders):
+    classes = {str(code): 1 for code in range(8)}
+    root = folders(train=classes, val=classes)
+    (root / ".conversion_unfinished").touch()
+    with pytest.raises(UserError, match=r"python utils/convert_affectnet.py --aff_path"):
+        read_affectnet(root)
+
+
+def test_affectnet_not_there(tmp_path):
+    with pytest.raises(UserError, match="--toy"):
+        read_affectnet(tmp_path / "nothing")
+
+
+def test_file_names_of_any_bytes(folders):
+    root = folders(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    odd = os.fsencode(root / "train" / "a") + b"/\xe9t\xe9 1.png"
+    Image.new("RGB", (8, 8)).save(root / "odd.png")
+    os.rename(root / "odd.png", odd)
+    train = read_affectnet(root).train
+    assert len(train) == 3 and all(train.path(i).is_file() for i in range(3))
+
+
+def test_lists_of_files_are_compact(folders):
+    """300,000 paths have to cost under 100 MB: no Python object a file."""
+    root = folders(train={"a": 50, "b": 50}, val={"a": 1, "b": 1})
+    train = read_affectnet(root).train
+    assert train.names.dtype.kind == "S" and train.names.nbytes / len(train) < 32
+
+
+# ---- what a reader hands over --------------------------------------------------------------------
+
+
+def split(*labels, images=None):
+    count = len(labels) if images is None else images
+    names = np.array([f"{i}.png" for i in range(count)], dtype="S")
+    return Split(Path("faces"), names, np.array(labels, np.int64))
+
+
+@pytest.mark.parametrize("names", [["x", "y"], np.array(["x", "y"]), ("x", "y")])
+def test_class_names_become_plain_text(names):
+    data = FaceData("Own", names, split(0, 1), split(1))
+    assert data.class_names == ("x", "y") and {type(name) for name in data.class_names} == {str}
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "val", "says"),
+    [
+        ("xyx", split(0), split(1), "named twice"),
+        (("x", " "), split(0), split(1), "not all are names"),
+        ("xy", split(1, 2), split(1), "labels from 1 to 2, but those of 2 classes are 0"),
+        ("xy", split(1), split(-1, 0), "labels from -1 to 0"),
+        ("xy", split(1), split(0, 1, images=3), "2 labels for 3 images"),
+        ("xy", split(1), split(), "no images"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(names, train, val, says):
+    with pytest.raises(UserError, match=f"^faces: .*{says}"):
+        FaceData("Own", tuple(names), train, val)

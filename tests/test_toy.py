@@ -1,0 +1,220 @@
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from utils.errors import UserError
+from utils.labels import AFFECTNET, AFFECTNET_COUNTS, RAFDB
+from utils.toy import render, sets
+from utils.toy.render import EXPRESSION_UNITS, draw_action_units, draw_face
+from utils.toy.sets import ToySet, read_toy_set, redraw_face, write_affectnet, write_rafdb
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def rafdb(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("toy") / "raf-basic"
+    write_rafdb(root, seed=3, train=30, test=16)
+    return root
+
+
+@pytest.fixture(scope="module")
+def affectnet(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("toy") / "AffectNet"
+    write_affectnet(root, seed=3, train=60, val=24)
+    return root
+
+
+# ---- faces ---------------------------------------------------------------------------------------
+
+
+def test_the_renderer_has_not_changed(monkeypatch):
+    """Where this fails on purpose, raise RENDERER, so that existing sets are drawn again."""
+    checksum = 0
+    polygon = render.Canvas.polygon
+
+    def recorded(canvas, points, colour):  # versions of Pillow differ in single pixels
+        nonlocal checksum
+        polygon(canvas, points, colour)
+        values = [*(canvas.outlines[-1].ravel() * 1000), *colour]
+        checksum = zlib.crc32(np.rint(values).astype("<i4").tobytes(), checksum)
+
+    monkeypatch.setattr(render.Canvas, "polygon", recorded)
+    for seed, name in enumerate(EXPRESSION_UNITS):
+        draw_face(name, np.random.default_rng(seed), 100)
+    rng = np.random.default_rng(0)
+    view, grey = render.View(rng), np.full((16, 16, 3), 128, dtype=np.uint8)
+    photo = render._photograph(grey, view, np.array([0.9, 1.0, 1.1]), rng)
+    assert (render.RENDERER, checksum, zlib.crc32(photo.tobytes())) == (1, 1985856375, 146884641)
+
+
+def test_expressions_show_the_action_units_of_facs():
+    assert set(EXPRESSION_UNITS) == {*RAFDB, *AFFECTNET}
+    for name, expected in (
+        ("happy", {"cheek_raise", "lip_corner_pull"}),
+        ("anger", {"brow_lower", "upper_lid_raise", "lid_tighten", "lip_tighten"}),
+    ):
+        left, right = draw_action_units(name, np.random.default_rng(0))
+        assert left == right
+        assert {unit for unit, intensity in vars(left).items() if intensity} == expected
+    sides = [draw_action_units("contempt", np.random.default_rng(seed)) for seed in range(20)]
+    one_sided = {tuple(any(vars(units).values()) for units in pair) for pair in sides}
+    assert one_sided == {(True, False), (False, True)}
+
+
+@pytest.mark.parametrize("size", [100, 224])
+def test_only_features_depend_on_the_expression(size):
+    """The person, the view, the noise and the mean colour do not."""
+    for seed in range(8):
+        neutral, *others = (
+            draw_face(name, np.random.default_rng(seed), size) for name in AFFECTNET
+        )
+        for face in others:
+            assert face.image.shape == (size, size, 3) and face.features.shape == (size, size)
+            change = np.abs(face.image.astype(int) - neutral.image)
+            outside = ~(face.features | neutral.features)
+            assert change.max() > 60
+            assert change[outside].max() <= 14  # the gain that keeps the mean colour
+            assert 0.04 < face.features.mean() < 0.30
+            means = face.image.mean(axis=(0, 1)) - neutral.image.mean(axis=(0, 1))
+            assert np.abs(means).max() < 1
+
+
+def test_mean_colour_and_brightness_do_not_tell_the_label():
+    toy = ToySet("rafdb", seed=1, train=700, test=700, num_class=7)
+    values = {}
+    for split in ("train", "test"):
+        colours = np.array([toy.face(split, i).image.mean(axis=(0, 1)) for i in range(700)])
+        values[split] = np.column_stack([colours, colours.mean(axis=1)])
+    classifier = make_pipeline(StandardScaler(), LogisticRegression()).fit(
+        values["train"], toy.labels["train"]
+    )
+    # The standard deviation of the accuracy of 700 guesses is 0.013.
+    assert abs(classifier.score(values["test"], toy.labels["test"]) - 1 / 7) < 3.5 * 0.013
+
+
+# ---- sets ----------------------------------------------------------------------------------------
+
+
+def test_rafdb_layout(rafdb):
+    lines = (rafdb / "EmoLabel/list_patition_label.txt").read_text().splitlines()
+    names, labels = zip(*(line.split(" ") for line in lines), strict=True)
+    assert names[::15] == ("train_00001.jpg", "train_00016.jpg", "test_0001.jpg", "test_0016.jpg")
+    counts = np.bincount(np.array(labels[:30], dtype=int), minlength=8)
+    assert counts[0] == 0 and counts[1:].min() >= 4 and counts[1:].max() <= 5
+    expected = {f"Image/aligned/{name[:-4]}_aligned.jpg" for name in names}
+    assert set(files_of(rafdb)) == expected | {"EmoLabel/list_patition_label.txt", "toy.json"}
+    with Image.open(rafdb / "Image/aligned/test_0016_aligned.jpg") as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (100, 100))
+
+
+def test_affectnet_layout(affectnet):
+    expected = {"toy.json"}
+    for split, count in (("train_set", 60), ("val_set", 24)):
+        expected |= {f"{split}/images/{i}.jpg" for i in range(count)}
+        expected |= {f"{split}/annotations/{i}_exp.npy" for i in range(count)}
+    assert set(files_of(affectnet)) == expected
+    labels = [int(np.load(affectnet / f"val_set/annotations/{i}_exp.npy")) for i in range(24)]
+    assert np.bincount(labels).tolist() == [3] * 8
+    with Image.open(affectnet / "train_set/images/59.jpg") as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (224, 224))
+
+
+def test_affectnet_training_split_is_imbalanced_like_the_published_one():
+    toy = ToySet("affectnet", seed=0, train=2000, test=80, num_class=8)
+    counts = np.bincount(toy.labels["train"])
+    assert counts.sum() == 2000 and counts.min() >= 80
+    assert np.argsort(counts).tolist() == np.argsort(AFFECTNET_COUNTS["train"]).tolist()
+
+
+def test_the_same_parameters_give_the_same_files(rafdb, tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "MIN_FACES_FOR_POOL", 0)  # drawn in other processes
+    write_rafdb(tmp_path / "again", seed=3, train=30, test=16)
+    assert files_of(tmp_path / "again") == files_of(rafdb)
+    write_rafdb(tmp_path / "other", seed=4, train=30, test=16)
+    other = files_of(tmp_path / "other")
+    assert all(other[name] != content for name, content in files_of(rafdb).items())
+
+
+def test_no_person_is_in_both_splits():
+    toy = ToySet("rafdb", seed=0, train=800, test=800, num_class=7)
+    train, test = ({str(vars(toy.person(k, i))) for i in range(800)} for k in ("train", "test"))
+    assert len(train) == len(test) == 200 and not train & test
+
+
+def test_a_written_face_can_be_drawn_again(rafdb, affectnet, tmp_path):
+    for image in (
+        rafdb / "Image/aligned/test_0007_aligned.jpg",
+        rafdb / "Image/aligned/train_00030_aligned.jpg",
+        affectnet / "train_set/images/17.jpg",
+        affectnet / "val_set/images/17.jpg",
+    ):
+        written = np.asarray(Image.open(image)).astype(int)
+        drawn = redraw_face(image)
+        assert np.abs(written - drawn.image).mean() < 4  # JPEG
+    converted = redraw_face(affectnet / "val/3/17.jpg")  # in a class folder
+    assert np.array_equal(converted.image, drawn.image)
+    for wrong in (rafdb / "Image/aligned/test_0017_aligned.jpg", tmp_path / "0.jpg"):
+        with pytest.raises(UserError, match="not an image of this toy set|not in a toy data set"):
+            redraw_face(wrong)
+
+
+def test_a_finished_set_is_kept_and_another_toy_set_replaced(tmp_path, monkeypatch):
+    root, marker = tmp_path / "set", tmp_path / "set/toy.json"
+    write_rafdb(root, train=8, test=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(sets, "_write_images", Mock(side_effect=AssertionError("drawn again")))
+        write_rafdb(root, train=8, test=7)
+    write_rafdb(root, train=9, test=7)
+    assert len(os.listdir(root / "Image/aligned")) == 16
+    parameters = json.loads(marker.read_text())
+    marker.write_text(json.dumps(parameters | {"renderer": 0}))
+    write_rafdb(root, train=9, test=7)
+    assert json.loads(marker.read_text()) == parameters
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_what_is_no_toy_set_is_not_replaced(tmp_path):
+    photos, damaged = tmp_path / "photos", tmp_path / "damaged"
+    for folder, name in ((photos, "me.jpg"), (damaged, "toy.json")):
+        folder.mkdir()
+        (folder / name).write_text("{")
+        with pytest.raises(UserError, match=f"{folder.name}.*(not a toy data set|cannot be read)"):
+            write_rafdb(folder)
+        assert os.listdir(folder) == [name]
+
+
+def test_interrupted_sets_never_appear_and_leave_nothing(tmp_path, monkeypatch):
+    killed, drawing = tmp_path / ".set.toy-abcd", tmp_path / ".set.toy-efgh"
+    for folder in (killed, drawing):
+        (folder / "new/Image").mkdir(parents=True)
+    os.utime(killed, (0, 0))
+    monkeypatch.setattr(sets, "_write_images", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_rafdb(tmp_path / "set", train=8, test=7)
+    assert os.listdir(tmp_path) == [drawing.name]
+
+
+def test_the_script_runs_from_anywhere(tmp_path):
+    script = [sys.executable, str(REPOSITORY / "utils/toy_faces.py")]
+    arguments = ["--layout", "affectnet", "--output", "a b/set", "--train", "9", "--test", "8"]
+    subprocess.run([*script, *arguments, "--sheet", "sheet.png"], cwd=tmp_path, check=True)
+    assert read_toy_set(tmp_path / "a b/set") == ToySet("affectnet", 0, 9, 8, num_class=8)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 112 + 7 * 4, 22 + 5 * 112 + 4 * 4)

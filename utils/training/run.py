@@ -1,0 +1,384 @@
+"""A training run: all that changes while training, and the folder that keeps it."""
+
+import argparse
+import csv
+import io
+import json
+import math
+import platform
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils import checkpoint
+from utils.cli import PER_CALL, Saved
+from utils.data.datasets import FaceData, Split
+from utils.device import device_name
+from utils.distributed import World
+from utils.errors import Interrupted, UserError, writing
+from utils.training import plots
+from utils.training.metrics import classification_metrics
+
+LOSS_TERMS = ("loss", "cross_entropy", "affinity", "partition")
+Row = dict[str, float]  # an epoch in metrics.csv
+
+
+@dataclass
+class Progress:
+    """How far an epoch has come, and what its row of metrics.csv is computed from."""
+
+    steps: int
+    sums: Tensor  # (5,) float64 on the device: loss terms and hits of this process's images
+    images: int  # of this process
+    seconds: float
+    row: Row | None = None  # of metrics.csv, once all steps are done
+
+
+class Run:
+    """A network in training and its folder, `args.output_dir`.
+
+    Args:
+        args: the flags.
+        saved: the checkpoint to continue from, if any.
+        data: what the network is trained on.
+        world: device and processes.
+        model: images -> DANOutput, on the device.
+        criterion: (output, labels) -> (total, cross-entropy, affinity, partition), on the device.
+        optimizer: of the parameters of both.
+        scheduler: steps once per epoch.
+
+    Raises:
+        UserError: the run of `saved` was trained on other data or with another optimizer or
+            schedule, or is not one that could continue.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        saved: Saved | None,
+        data: FaceData,
+        world: World,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+    ):
+        self.args = args
+        self.data = data
+        self.world = world
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.folder = Path(args.output_dir)
+        self.recipe = {"optimizer": _describe(optimizer), "scheduler": _describe(scheduler)}
+        self.history: list[Row] = []
+        self.best_confusion: np.ndarray | None = None  # (C, C), of the best epoch
+        self.progress = self._new_progress()
+        self.forward: nn.Module = _NetworkAndLosses(model, criterion, args.compile, world.autocast)
+        if world.size > 1:
+            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
+        self._continued_from = None if saved is None else saved.path
+        world.print_once(data.summary())
+        world.print_once(self._describe_configuration())
+        if saved is not None:
+            self._restore(saved)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every flag that checkpoints keep, resolved, in plain types."""
+        flags = {name: value for name, value in vars(self.args).items() if name not in PER_CALL}
+        precision = self.world.precision
+        return {**flags, "device": str(self.world.device), "precision": precision, **self.recipe}
+
+    @property
+    def best_row(self) -> Row:
+        """The first epoch with the highest validation accuracy; NaN is the lowest."""
+        return max(self.history, key=lambda row: np.nan_to_num(row["val_accuracy"], nan=-1))
+
+    def _new_progress(self) -> Progress:
+        sums = torch.zeros(len(LOSS_TERMS) + 1, dtype=torch.float64, device=self.world.device)
+        return Progress(steps=0, sums=sums, images=0, seconds=0.0)
+
+    def _describe_configuration(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        where = device_name(self.world.device)
+        if self.world.size > 1:
+            where = f"{self.world.size} processes, each on {where},"
+        flags = "  ".join(
+            f"{key}={value}" for key, value in self.config.items() if key not in self.recipe
+        )
+        return (
+            f"DAN, {parameters:,} parameters, {self.data.num_class} classes, on {where} "
+            f"in {self.world.precision}, torch {torch.__version__}\n{flags}"
+        )
+
+    # ---- state ----
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resume needs, in plain types and tensors; the first three named as in
+        the released files. All processes call it."""
+        world, progress = self.world, self.progress
+        images = world.sum(torch.tensor(progress.images))
+        return {
+            "iter": len(self.history),
+            "model_state_dict": self.model.state_dict(),
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "criterion_state_dict": self.criterion.state_dict(),
+            "scheduler_state_dict": self.scheduler.state_dict(),
+            "rng_state": torch.get_rng_state(),
+            "progress": {
+                "steps": progress.steps,
+                "sums": world.sum(progress.sums).tolist(),
+                "images": images.item(),
+                "seconds": progress.seconds,
+                "row": progress.row,
+            },
+            "class_names": list(self.data.class_names),
+            "dataset": self.data.name,
+            "toy": self.data.toy,
+            "data_fingerprint": self.data.fingerprint(),
+            "metrics": self.history,
+            "best_confusion": None if self.best_confusion is None else self.best_confusion.tolist(),
+            "config": self.config,
+        }
+
+    def _restore(self, saved: Saved) -> None:
+        path, content = saved
+        if content.get("data_fingerprint") != self.data.fingerprint():
+            raise UserError(
+                f"{path}: the run was trained on other images or labels than those in the data set "
+                "now; restore the data, or start a new run with another --output_dir"
+            )
+        for part, own in self.recipe.items():
+            theirs = content["config"].get(part, own)  # runs of earlier versions lack it
+            changed = [key for key in own.keys() & theirs.keys() if own[key] != theirs[key]]
+            if changed:
+                mine, run = (_settings(recipe, changed) for recipe in (own, theirs))
+                raise UserError(
+                    f"{path}: the run's {part} is {run}, not {mine}; restore it, or start a new "
+                    "run with another --output_dir (a schedule may depend on --epochs)"
+                )
+        try:
+            for part in ("model", "criterion", "optimizer", "scheduler"):
+                getattr(self, part).load_state_dict(content[f"{part}_state_dict"])
+            torch.set_rng_state(content["rng_state"])
+            progress, self.history = content["progress"], list(content["metrics"])
+            confusion = content["best_confusion"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: does not fit this network and recipe ({reason})") from None
+        self.best_confusion = None if confusion is None else np.array(confusion)
+        self.progress = self._new_progress()
+        self.progress.steps = progress["steps"]
+        self.progress.seconds = progress["seconds"]
+        self.progress.row = progress["row"]
+        if self.world.is_main:  # each process continues with its own sums, which add up
+            self.progress.sums += self.progress.sums.new_tensor(progress["sums"])
+            self.progress.images = progress["images"]
+        step = f", step {self.progress.steps}" if self.progress.steps else ""
+        self.world.print_once(f"continuing {path}: epoch {len(self.history)} done{step}")
+
+    # ---- folder ----
+
+    def open_folder(self) -> None:
+        """Make the folder and write config.json; remove what an overwritten run left there, or
+        bring it to the state of the run that continues in it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        state = None if self._continued_from is None else self.state()
+        self.world.barrier()  # no process should take these files for an earlier run
+        if not self.world.is_main:
+            return
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob(".*.tmp"):  # half written by a killed run
+                path.unlink()
+            if state is None:
+                for name in ("last.pth", "best.pth", "metrics.csv"):
+                    (self.folder / name).unlink(missing_ok=True)
+            else:
+                self._take_over(state)
+            config = {
+                "dataset": self.data.name,
+                "class_names": self.data.class_names,
+                **self.config,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "processes": self.world.size,
+                "device_name": device_name(self.world.device),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+            }
+            (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        """Bring the folder to the state of the run that continues in it."""
+        last, best = self.folder / "last.pth", self.folder / "best.pth"
+        elsewhere = self._continued_from.with_name("best.pth")
+        if not last.exists() or not last.samefile(self._continued_from):
+            checkpoint.save(last, state)
+            if elsewhere.exists() and not (best.exists() and best.samefile(elsewhere)):
+                checkpoint.link(elsewhere, best)
+        if self.history:
+            if self.best_row is self.history[-1] and not self.progress.steps:
+                checkpoint.link(last, best)  # a run may be killed between the two
+            self._write_metrics()
+
+    def end_epoch(self, row: Row, evaluation) -> None:
+        """Complete the epoch's row, log it, save last.pth and best.pth."""
+        metrics = classification_metrics(
+            evaluation.labels.numpy(),
+            evaluation.predictions.numpy(),
+            num_class=self.data.num_class,
+        )
+        answers = not evaluation.probabilities.isnan().any()
+        row["val_loss"] = evaluation.losses[0]
+        row["val_accuracy"] = metrics.accuracy if answers else math.nan
+        row["val_balanced_accuracy"] = metrics.balanced_accuracy if answers else math.nan
+        self.history.append(row)
+        is_best = answers and self.best_row is row
+        if is_best:
+            self.best_confusion = metrics.confusion
+        self.progress = self._new_progress()
+        state = self.state()
+        if self.world.is_main:
+            last = self.folder / "last.pth"
+            checkpoint.save(last, state)
+            if is_best:
+                checkpoint.link(last, self.folder / "best.pth")
+            self._write_metrics()
+        self.world.print_once(format_row(row, self.args.epochs, is_best=is_best))
+
+    def save_interrupted(self, steps: int, number: int) -> NoReturn:
+        """Save a run that a signal interrupts in an epoch of so many steps.
+
+        Raises:
+            Interrupted: always; its message says how to continue.
+        """
+        done = self.progress.steps
+        state = self.state()
+        if not self.world.is_main:
+            raise Interrupted(number)
+        path = self.folder / "last.pth"
+        checkpoint.save(path, state)
+        where = f"step {done} of {steps}" if done < steps else "its evaluation"
+        raise Interrupted(
+            number,
+            f"interrupted by {signal.Signals(number).name} in epoch {len(self.history) + 1}, "
+            f"{where}; saved in {path}; continue with\n{self._resume_command(path)}",
+        )
+
+    def _resume_command(self, path: Path) -> str:
+        world = self.world
+        command = "python"
+        if world.size > 1:
+            command = f"torchrun --nproc_per_node={world.local_size}"
+            if world.size > world.local_size:
+                command += " ..."  # where the machines meet
+        device = [] if self.args.device == "auto" else ["--device", self.args.device]
+        return f"{command} {shlex.join([sys.argv[0], '--resume', str(path), *device])}"
+
+    def finish(self, split: Split) -> None:
+        """Write curves.png and confusion_matrix.png of the best epoch; print the accuracies, and
+        what to try next.
+
+        Args:
+            split: held-out images, the first of which the demo may be tried on.
+        """
+        if not self.world.is_main:
+            return
+        best, last, folder = self.best_row, self.history[-1], self.folder
+        if self.best_confusion is None:
+            raise UserError(
+                f"{folder}: the network predicts NaN after every epoch; try a smaller --lr or "
+                "--precision fp32"
+            )
+        title = self.data.title
+        plots.plot_curves(self.history, folder / "curves.png", title=f"DAN on {title}")
+        plots.plot_confusion(
+            self.best_confusion,
+            self.data.class_names,
+            folder / "confusion_matrix.png",
+            title=f"{title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
+        )
+        weights, face = (shlex.quote(str(path)) for path in (folder / "best.pth", split.path(0)))
+        self.world.print_once(
+            f"\n{title}: best accuracy {_percents(best)} at epoch {best['epoch']}, "
+            f"last {_percents(last)}\n"
+            f"files in {folder}/: best.pth last.pth metrics.csv curves.png confusion_matrix.png "
+            "config.json\n"
+            f"try next: python run_grad_cam.py --checkpoint {weights}\n"
+            f"          python demo.py --checkpoint {weights} --whole_image --image {face}"
+        )
+
+    def _write_metrics(self) -> None:
+        """Write metrics.csv; after last.pth, which contains the same rows."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(self.history[0])
+        for row in self.history:
+            table.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()])
+        content = text.getvalue().encode()
+        checkpoint.write_atomically(self.folder / "metrics.csv", lambda file: file.write(content))
+
+
+class _NetworkAndLosses(nn.Module):
+    """Images and labels -> losses and logits. Network and criterion as one module, so that the
+    gradients of both are averaged over the processes."""
+
+    def __init__(self, model, criterion, compiled: bool, autocast: torch.dtype | None):
+        super().__init__()
+        self.autocast = autocast
+        self.model = torch.compile(model, dynamic=False) if compiled else model
+        self.criterion = criterion
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
+            output = self.model(images)
+        return self.criterion(output, labels), output.logits
+
+
+def format_row(row: Row, epochs: int, *, is_best: bool) -> str:
+    """Format an epoch as one line, its columns aligned with the lines before."""
+    width = len(str(epochs))
+    return (
+        f"epoch {row['epoch']:{width}d}/{epochs}  lr {row['lr']:<9.3g}loss {row['loss']:.3f} "
+        f"(ce {row['cross_entropy']:.3f}, affinity {row['affinity']:.3f}, "
+        f"partition {row['partition']:.3f})  train {100 * row['train_accuracy']:5.2f} %  "
+        f"val {100 * row['val_accuracy']:5.2f} %  "
+        f"balanced {100 * row['val_balanced_accuracy']:5.2f} %  "
+        f"{row['seconds']:.1f} s  {row['images_per_second']:.0f} img/s" + ("  *" if is_best else "")
+    )
+
+
+def _percents(row: Row) -> str:
+    accuracy, balanced = 100 * row["val_accuracy"], 100 * row["val_balanced_accuracy"]
+    return f"{accuracy:.2f} % (balanced {balanced:.2f} %)"
+
+
+def _describe(part: torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler) -> dict:
+    """Class and initial settings of an optimizer or a schedule, in plain types."""
+    settings = part.state_dict()
+    if isinstance(part, torch.optim.Optimizer):
+        groups = settings["param_groups"]
+        names = groups[0].keys() - {"params"}
+        settings = {name: [group.get(name) for group in groups] for name in sorted(names)}
+    return {"class": type(part).__name__, **json.loads(json.dumps(settings, default=str))}
+
+
+def _settings(recipe: dict[str, Any], changed: Sequence[str]) -> str:
+    values = ", ".join(f"{k}={recipe[k]}" for k in sorted(changed) if k != "class")
+    return f"{recipe['class']}({values})"
