@@ -51,7 +51,8 @@ def run_name(args: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    parser = cli.RecipeParser(__doc__, run_name, batch_size=256, lr=1e-4, epochs=40, toy=TOY)
+    recipe = {"batch_size": 256, "lr": 1e-4, "epochs": 40, "optimizer": "adam"}
+    parser = cli.RecipeParser(__doc__, run_name, **recipe, toy=TOY)
     parser.data.add_argument(
         "--aff_path",
         metavar="DIR",
@@ -76,11 +77,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.evaluate:
         evaluation.evaluate_checkpoint(args, saved, data, world)
         return
+    data = data.with_validation(args.val_fraction, args.seed)
 
     # ---- network and losses ----------------------------------------------------------------------
     model = DAN(num_class=data.num_class, **cli.network_flags(args))
     if saved is None:
-        checkpoint.load_backbone(model, args.pretrained)
+        checkpoint.load_pretrained(model, args.pretrained)
     criterion = DANLoss(
         num_class=data.num_class,
         num_center=cli.num_center(args, data.num_class),
@@ -92,7 +94,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- optimizer and schedule ------------------------------------------------------------------
     parameters = [*model.parameters(), *criterion.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=args.lr)
+    if args.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    else:
+        optimizer = torch.optim.Adam(parameters, lr=args.lr)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.6)
 
     # ---- training --------------------------------------------------------------------------------

@@ -56,11 +56,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.evaluate:
         evaluation.evaluate_checkpoint(args, saved, data, world)
         return
+    data = data.with_validation(args.val_fraction, args.seed)
 
     # ---- network and losses ----------------------------------------------------------------------
     model = DAN(num_class=data.num_class, **cli.network_flags(args))
     if saved is None:
-        checkpoint.load_backbone(model, args.pretrained)
+        checkpoint.load_pretrained(model, args.pretrained)
     criterion = DANLoss(
         num_class=data.num_class,
         num_center=cli.num_center(args, data.num_class),
@@ -72,7 +73,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- optimizer and schedule ------------------------------------------------------------------
     parameters = [*model.parameters(), *criterion.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    if args.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    else:
+        optimizer = torch.optim.Adam(parameters, lr=args.lr)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.1)
 
     # ---- training --------------------------------------------------------------------------------

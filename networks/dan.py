@@ -88,13 +88,14 @@ class DAN(nn.Module):
 
     Args:
         num_class: number of expressions.
-        num_head: number of cross-attention heads (K in the paper, which uses 4).
+        num_head: number of cross-attention heads (K in the paper, which uses 4). With 0 it is the
+            plain baseline: ResNet-18, average pooling, and a linear classifier.
     """
 
     def __init__(self, *, num_class: int, num_head: int = 4):
         super().__init__()
-        if num_class < 1 or num_head < 1:
-            raise ValueError(f"DAN needs classes and heads, got {num_class=}, {num_head=}")
+        if num_class < 1 or num_head < 0:
+            raise ValueError(f"not a network: {num_class=}, {num_head=}")
         self.num_class = num_class
         self.num_head = num_head
         self.features = _without_pooling(resnet18(weights=None))
@@ -102,7 +103,7 @@ class DAN(nn.Module):
         for i in range(num_head):
             setattr(self, f"cat_head{i}", CrossAttentionHead())
         self.fc = nn.Linear(FEATURE_DIM, num_class)
-        self.bn = nn.BatchNorm1d(num_class)
+        self.bn = nn.BatchNorm1d(num_class) if num_head else nn.Identity()
 
     @property
     def heads(self) -> list[CrossAttentionHead]:
@@ -111,6 +112,10 @@ class DAN(nn.Module):
     def forward(self, images: Tensor) -> DANOutput:
         """images: (N, 3, H, W), RGB, ImageNet-normalised."""
         features = self.features(images)  # (N, 512, h, w)
+        if self.num_head == 0:
+            pooled = at_least_float32(features).mean(dim=(2, 3))
+            with torch.autocast(pooled.device.type, enabled=False):
+                return DANOutput(self.fc(pooled), features, pooled[:, None][:, :0])
         heads = torch.stack([head(features) for head in self.heads], dim=1)  # (N, K, 512)
         # In float32 under autocast, for the same reason as in the heads.
         with torch.autocast(heads.device.type, enabled=False):

@@ -58,7 +58,7 @@ class AffinityLoss(nn.Module):
 
 
 class PartitionLoss(nn.Module):
-    """Push the heads apart: L = log(1 + K / variance of the heads), 0 for a single head.
+    """Push the heads apart: L = log(1 + K / variance of the heads), 0 for fewer than two heads.
 
     Args:
         batch_mean: over the images of all processes that share a batch.
@@ -71,7 +71,7 @@ class PartitionLoss(nn.Module):
     def forward(self, heads: Tensor) -> Tensor:
         """heads: (N, K, 512) -> scalar."""
         num_head = heads.shape[1]
-        if num_head == 1:
+        if num_head < 2:
             return at_least_float32(heads.new_zeros(()))
         if len(heads):
             variance = at_least_float32(heads).var(dim=1).mean(dim=1)  # (N,)

@@ -182,7 +182,7 @@ def test_a_backbone_takes_resnet18_weights(tmp_path, resnet_state, form):
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     torch.save(state, tmp_path / "resnet.pth")
     model = DAN(num_class=7, num_head=1)
-    checkpoint.load_backbone(model, str(tmp_path / "resnet.pth"))
+    checkpoint.load_pretrained(model, str(tmp_path / "resnet.pth"))
     resnet = resnet18(num_classes=11)
     resnet.load_state_dict(resnet_state)
     resnet.avgpool = resnet.fc = torch.nn.Identity()
@@ -201,7 +201,7 @@ def test_a_backbone_names_what_does_not_fit(tmp_path, resnet_state):
     state["layer5.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "resnet.pth")
     with pytest.raises(UserError, match=r"layer2\.0\.conv1\.weight.*layer5\.weight"):
-        checkpoint.load_backbone(DAN(num_class=7, num_head=1), str(tmp_path / "resnet.pth"))
+        checkpoint.load_pretrained(DAN(num_class=7, num_head=1), str(tmp_path / "resnet.pth"))
 
 
 # ---- what a trained network's file means ---------------------------------------------------------

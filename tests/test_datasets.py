@@ -18,7 +18,7 @@ from utils.data.datasets import (
     read_rafdb,
 )
 from utils.errors import UserError
-from utils.labels import AFFECTNET, RAFDB
+from utils.labels import AFFECTNET, AFFECTNET_COUNTS, RAFDB, RAFDB_COUNTS
 
 LABELS = "EmoLabel/list_patition_label.txt"
 
@@ -411,3 +411,13 @@ def test_class_names_become_plain_text(names):
 def test_data_that_cannot_be_trained_on(names, train, val, says):
     with pytest.raises(UserError, match=f"^faces: .*{says}"):
         FaceData("Own", tuple(names), train, val)
+
+
+def test_the_orders_of_the_classes_are_the_published_ones():
+    """RAF-DB's labels 1-7 and AffectNet's codes 0-7, as their authors number them."""
+    assert RAFDB == ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+    assert AFFECTNET == (
+        *("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt"),
+    )
+    assert (sum(RAFDB_COUNTS["train"]), sum(RAFDB_COUNTS["test"])) == (12271, 3068)
+    assert (sum(AFFECTNET_COUNTS["train"]), sum(AFFECTNET_COUNTS["val"])) == (287651, 3999)

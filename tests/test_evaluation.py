@@ -17,7 +17,7 @@ from utils.data.datasets import read_rafdb
 from utils.data.images import read_rgb
 from utils.data.transforms import preprocess
 from utils.errors import UserError
-from utils.labels import RAFDB
+from utils.labels import AFFECTNET, RAFDB
 from utils.toy.sets import write_rafdb
 from utils.training.metrics import classification_metrics, per_class_table
 
@@ -91,12 +91,39 @@ def released(tmp_path):
 
 
 def test_affectnet_checkpoint_of_seven_classes(toy_aff, released, tmp_path, quick):
-    """The data set has eight; --num_class follows from the flag, the classes must agree."""
+    """Without --num_class; and a network of eight leaves contempt out."""
+    seven, eight = (released(f"affecnet{n}_epoch6_acc0.6569.pth", n) for n in (7, 8))
+    flags = ["--aff_path", str(toy_aff), "--evaluate", *HOST]
+    affectnet.main([*flags, "--checkpoint", str(seven)])
+    with pytest.raises(UserError, match="AffectNet also has contempt"):
+        affectnet.main([*flags, "--checkpoint", str(seven), "--num_class", "8"])
+    out = tmp_path / "out"
+    affectnet.main(
+        [*flags, "--checkpoint", str(eight), "--num_class", "7", "--output_dir", str(out)]
+    )
+    rows = read_csv(out / "predictions.csv")
+    assert "contempt" not in rows[0] and len(rows) == 21
+    assert sum(float(rows[0][name]) for name in AFFECTNET[:7]) == pytest.approx(1, abs=1e-4)
+
+
+def test_across_data_sets_classes_are_matched_by_synonyms(
+    toy_raf, released, tmp_path, quick, capsys
+):
+    """AffectNet's happy is RAF-DB's happiness; each output goes to its own class."""
     path = released("affecnet7_epoch6_acc0.6569.pth", 7)
-    flags = ["--aff_path", str(toy_aff), "--evaluate", "--checkpoint", str(path), *HOST]
-    affectnet.main([*flags, "--num_class", "7"])
-    with pytest.raises(UserError, match="AffectNet with 7 classes .*AffectNet with 8"):
-        affectnet.main([*flags, "--num_class", "8"])
+    evaluate(toy_raf, path, "--output_dir", str(tmp_path / "out"))
+    out = capsys.readouterr().out
+    assert "surprise = surprise" in out and "happiness = happy" in out and "sadness = sad" in out
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["class_mapping"]["anger"] == "anger" and metrics["dataset"] == "toy RAF-DB"
+    data, trained = read_rafdb(toy_raf), checkpoint.read_trained(path)
+    image = torch.tensor(read_rgb(data.val.path(4))).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = trained.network()(preprocess(image, 224)).logits.softmax(1)[0]
+    row = read_csv(tmp_path / "out/predictions.csv")[4]
+    for name, own in (("happiness", "happy"), ("fear", "fear"), ("neutral", "neutral")):
+        value = expected[AFFECTNET.index(own)].item()
+        assert float(row[name]) == pytest.approx(value, abs=1e-5)
 
 
 def test_data_are_those_of_the_training_unless_others_are_named(
@@ -132,7 +159,7 @@ def test_a_network_of_another_recipe_is_refused_before_anything_is_drawn(
 ):
     monkeypatch.chdir(tmp_path)
     path = str(small_run / "best.pth")
-    for flags in ([], ["--toy"], ["--aff_path", "faces"]):
+    for flags in ([], ["--toy"]):
         with pytest.raises(UserError, match="trained on --raf_path"):
             affectnet.main([*flags, "--evaluate", "--checkpoint", path, *HOST])
     assert not list(tmp_path.iterdir())
@@ -152,6 +179,7 @@ def test_metrics_equal_scikit_learns():
     precision = sk.precision_score(labels, predictions, average=None)
     np.testing.assert_allclose(ours.precision, precision)
     np.testing.assert_array_equal(ours.support, np.bincount(labels))
+    assert ours.macro_f1 == pytest.approx(sk.f1_score(labels, predictions, average="macro"))
 
 
 def test_a_class_without_images_counts_for_nothing():
@@ -160,5 +188,5 @@ def test_a_class_without_images_counts_for_nothing():
     assert np.isnan(ours.recall[[1, 3]]).all() and ours.precision[1] == 0
     assert np.isnan(ours.precision[3])
     table = per_class_table(ours, ("a", "b", "c", "d"))
-    assert table.splitlines()[1].split() == ["a", "2", "50.00", "100.00"]
-    assert table.splitlines()[4].split() == ["d", "0", "-", "-"]
+    assert table.splitlines()[1].split() == ["a", "2", "50.00", "100.00", "66.67"]
+    assert table.splitlines()[4].split() == ["d", "0", "-", "-", "-"]

@@ -51,7 +51,7 @@ def recipe(*argv):
         return
     model = TinyDAN(num_class=data.num_class, **cli.network_flags(args))
     if saved is None:
-        checkpoint.load_backbone(model, args.pretrained)
+        checkpoint.load_pretrained(model, args.pretrained)
     criterion = DANLoss(num_class=data.num_class, batch_mean=world.mean)
     model, criterion = world.place(model), world.place(criterion)
     parameters = [*model.parameters(), *criterion.parameters()]

@@ -81,7 +81,7 @@ RAFDB_EVALUATION = {
     "weights/page.pth": "web page",
     "weights/code.pth": "could run code",
     "weights/cut.pth": "weights/cut.pth: not a checkpoint",
-    "weights/affecnet7.pth": "trained on AffectNet with 7 classes ... RAF-DB with 7",
+    "weights/own.pth": "trained on own with the classes a, b, c, d, e, f, g, but RAF-DB also has",
     "weights/seven.pth": "order of its 7 classes is unknown ... give it with --dataset",
     "weights/rafdb.pth --dataset AffectNet": "named after RAF-DB, but --dataset AffectNet",
     "weights/best.pth --num_head 2": "has --num_head 1, not 2",
@@ -101,8 +101,8 @@ AFFECTNET_TRAINING = {
     "--toy": "aff: exists and is not a toy data set",
 }
 DEMO = {
-    "": "required",
-    "--images photo.jpg": "--images (did you mean --image?); see --help",
+    "": "give either --image or --camera",
+    "--images photo.jpg": "--images photo.jpg (did you mean --image?); see --help",
     "--image photo.jpg --top 0": "--top: must be at least 1",
     "--image photo.jpg --margin -1": "--margin: must be at least 0",
     "--image photo.jpg --device tpu": "--device tpu",
@@ -115,7 +115,7 @@ DEMO = {
     "--image raf --output raf": "raf: would be both read and written",
     "--image photo.jpg --json file/o.jsonl": "file/o.jsonl: cannot be written",
     "--image photo.jpg --checkpoint nothing.pth": "nothing.pth: no such checkpoint",
-    "--image photo.jpg --checkpoint weights/no_resnet.pth": "no_resnet.pth: not a trained DAN",
+    "--image photo.jpg --checkpoint weights/no_resnet.pth": "no_resnet.pth: not a trained network",
     "--image photo.jpg --whole_image --checkpoint weights/diverged.pth": "predicts NaN",
 }
 GRAD_CAM = {
@@ -199,6 +199,7 @@ def write_weights(folder: Path) -> None:
         ("lacking", lacking, {}),
         ("other_data", state, other),
         ("toy", state, toy),
+        ("own", state, {"dataset": "own", "class_names": [*"abcdefg"]}),
     ):
         torch.save({"model_state_dict": weights, **ours, **change}, folder / f"{name}.pth")
     whole = (folder / "best.pth").read_bytes()

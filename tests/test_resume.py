@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 
 import affectnet
 import rafdb
-from tests.conftest import SMALL, train_raf
+from tests.conftest import SMALL, TinyDAN, train_raf
 from utils import checkpoint
 from utils.data import loader
 from utils.errors import UserError, exit_on_user_error
@@ -122,6 +122,22 @@ def test_interrupted_during_its_evaluation(toy_raf, tmp_path, monkeypatch):
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_network_with_dropout_resumes_bit_identically(toy_raf, tmp_path, monkeypatch):
+    """Its random numbers come from PyTorch's global state, which the checkpoint holds."""
+    forward = TinyDAN.forward
+
+    def with_dropout(self, images):
+        return forward(self, torch.nn.functional.dropout(images, 0.5, self.training))
+
+    monkeypatch.setattr(TinyDAN, "forward", with_dropout)
+    train_raf(toy_raf, tmp_path / "whole", "--epochs", "2")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit), exit_on_user_error():
+        signal_at(patch, 4, signal.SIGTERM)
+        train_raf(toy_raf, tmp_path / "run", "--epochs", "2")
+    train_raf(toy_raf, tmp_path / "run", "--resume")
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
 def test_flags_that_are_not_given_are_those_of_the_run(toy_raf, tmp_path):
     flags = ["--lr", "0.03", "--seed", "7", "--affinity_weight", "0.5", "--epochs", "2"]
     train_raf(toy_raf, tmp_path / "whole", *flags)
@@ -213,8 +229,13 @@ def test_another_optimizer_or_schedule_is_refused(toy_raf, small_run, tmp_path, 
             patch.setattr(lr_scheduler, "StepLR", schedule)
             train_raf(toy_raf, tmp_path / "run", "--resume", "--epochs", "4")
     config = json.loads((tmp_path / "run/config.json").read_text())
-    assert config["optimizer"]["class"] == "SGD" and config["optimizer"]["momentum"] == [0.9]
-    assert config["scheduler"]["class"] == "StepLR" and config["scheduler"]["step_size"] == 10
+    assert config["optimizer_settings"]["class"] == "SGD" and config["optimizer_settings"][
+        "momentum"
+    ] == [0.9]
+    assert (
+        config["scheduler_settings"]["class"] == "StepLR"
+        and config["scheduler_settings"]["step_size"] == 10
+    )
 
 
 @pytest.mark.parametrize("schedule", ["CosineAnnealingLR", "OneCycleLR"])
@@ -258,7 +279,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(toy_raf, small_run, tmp_pa
 def test_runs_of_earlier_versions_continue(toy_raf, small_run, tmp_path):
     """Their checkpoints know neither optimizer nor schedule, nor their own toy mark."""
     content = checkpoint.load(small_run / "last.pth")
-    for name in ("optimizer", "scheduler"):
+    for name in ("optimizer_settings", "scheduler_settings", "optimizer"):
         del content["config"][name]
     del content["toy"]
     content["config"]["skip_bad_images"] = False

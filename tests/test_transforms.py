@@ -13,9 +13,11 @@ from torchvision.transforms import InterpolationMode
 
 import affectnet
 import rafdb
-from utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Draws, preprocess
+from utils.data.transforms import Augmentation, Draws, preprocess
 
 RAFDB, AFFECTNET = rafdb.AUGMENT, affectnet.AUGMENT
+# As torchvision's documentation gives them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def photos(n, height, width):

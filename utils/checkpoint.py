@@ -36,6 +36,11 @@ RELEASED_CLASSES = {
 }
 RELEASED_NAMES = {"rafdb": "RAF-DB", "affecnet": "AffectNet", "affectnet": "AffectNet"}
 RELEASED_IMAGE_SIZE = 224
+# Where the data of the released files lie: their part of a run's configuration.
+RELEASED_DATA = {
+    "RAF-DB": {"raf_path": "datasets/raf-basic"},
+    "AffectNet": {"aff_path": "datasets/AffectNet"},
+}
 
 _DTYPES = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
 # NumPy's numbers and arrays are data, under the names that NumPy 1 and 2 pickle them by.
@@ -143,12 +148,13 @@ def _refuse_web_page(path: Path) -> None:
         raise UserError(f"{path}: only points to a file in git-lfs; run git lfs pull")
 
 
-def load_backbone(model: nn.Module, name: str) -> None:
-    """Initialise a network's backbone as `--pretrained` says.
+def load_pretrained(model: nn.Module, name: str) -> None:
+    """Initialise a network as `--pretrained` says, and print what was taken.
 
     Args:
         name: a file of ResNet-18 weights (a state dict, or one under `state_dict`, with or without
-            `module.` before the keys), or `imagenet` for torchvision's, or `none`.
+            `module.` before the keys), or of a trained DAN, whose heads and classifier are taken
+            where they fit; or `imagenet` for torchvision's weights, or `none`.
 
     Raises:
         UserError: no such file, not a ResNet-18, or no network to download from.
@@ -166,6 +172,9 @@ def load_backbone(model: nn.Module, name: str) -> None:
     else:
         where = f"; the MS-Celeb-1M weights are at {MSCELEB_URL}" if name == MSCELEB else ""
         raise UserError(f"{name}: no such weights{where}; or start without: --pretrained none")
+    if list(_state_dicts(content)):
+        _load_fitting(model, _find_weights(Path(name), content), name)
+        return
     state = content.get("state_dict", content)
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
     try:
@@ -175,6 +184,20 @@ def load_backbone(model: nn.Module, name: str) -> None:
             f"{name}: not a ResNet-18 ({_reason(error)}); give MS-Celeb or torchvision weights, or "
             "--pretrained none"
         ) from None
+
+
+def _load_fitting(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load the weights of a trained DAN part by part, as far as the parts fit."""
+    taken = []
+    for part, module in model.named_children():
+        own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+        shapes = {key: value.shape for key, value in module.state_dict().items()}
+        if own and shapes == {key: value.shape for key, value in own.items()}:
+            module.load_state_dict(own)
+            taken.append(part)
+    if "features" not in taken:
+        raise UserError(f"{name}: its backbone is another network's")
+    print(f"{name}: taken from it: {', '.join(taken)}")
 
 
 def _reason(error: RuntimeError) -> str:
@@ -198,7 +221,7 @@ class TrainedDAN:
     dataset: str
     image_size: int  # side in pixels of the images that it was trained on
     toy: bool  # trained on drawn faces, useless on photos
-    config: dict[str, Any]  # flags of the run; empty for released files
+    config: dict[str, Any]  # flags of the run; for released files those that choose the data
     epoch: int | None
 
     @property
@@ -213,6 +236,11 @@ class TrainedDAN:
     def num_head(self) -> int:
         return self.network_flags["num_head"]
 
+    @property
+    def kind(self) -> str:
+        """What the network is called."""
+        return f"DAN with {self.num_head} heads" if self.num_head else "ResNet-18"
+
     def network(self, device: torch.device | str = "cpu") -> DAN:
         """Build the network in evaluation mode.
 
@@ -224,7 +252,9 @@ class TrainedDAN:
         try:
             model.load_state_dict(self.state_dict, assign=True)
         except RuntimeError as error:
-            raise UserError(f"{self.path}: its weights are not DAN's: {_reason(error)}") from None
+            raise UserError(
+                f"{self.path}: its weights are not those of a {self.kind}: {_reason(error)}"
+            ) from None
         return model.to(device, memory_format=torch.channels_last).eval()
 
     def inference_network(
@@ -273,6 +303,7 @@ def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> Trai
     else:
         own_dataset = _released_dataset(path, num_class, dataset)
         class_names = RELEASED_CLASSES[own_dataset, num_class]
+        config = {**RELEASED_DATA[own_dataset], "num_class": num_class, **config}
     heads = {key.split(".")[0] for key in state if key.startswith("cat_head")}
     return TrainedDAN(
         path=path,
@@ -294,7 +325,7 @@ def _find_weights(path: Path, content: Mapping) -> dict[str, Tensor]:
         found = list(_state_dicts({"model_state_dict": content["model_state_dict"]}))
     if not found:
         raise UserError(
-            f"{path}: not a trained DAN (no fc.weight and cat_head0); "
+            f"{path}: not a trained network (no fc.weight and features); "
             "give a best.pth of a run or a released file"
         )
     if len(found) > 1:
@@ -309,7 +340,7 @@ def _state_dicts(content: Mapping, name: str = "") -> Iterator[tuple[str, dict[s
     for key in keys:
         if key.endswith("fc.weight"):
             prefix = key.removesuffix("fc.weight")
-            if any(other.startswith(f"{prefix}cat_head0.") for other in keys):
+            if any(other.startswith(f"{prefix}features.") for other in keys):
                 own = (other for other in keys if other.startswith(prefix))
                 yield name, {other.removeprefix(prefix): content[other] for other in own}
     for key in keys:

@@ -18,9 +18,10 @@ IMAGE_SIZES = range(32, 4097)  # ResNet-18 halves an image five times
 PER_CALL = ("evaluate", "checkpoint", "dataset", "tsne", "resume", "overwrite")
 # Flags that a resumed run may be given anew, besides those of paths: they do not change its
 # numbers. `epochs` may only grow.
-MAY_CHANGE = ("epochs", "workers", "device", "output_dir", "compile", "deterministic")
+MAY_CHANGE = ("epochs", "workers", "device", "output_dir", "compile", "deterministic", "figures")
 # Arguments of the network, besides the number of classes.
 NETWORK_FLAGS = ("num_head",)
+OPTIMIZERS = ("sgd", "adam")
 # Files that mark a folder as that of a run.
 RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
 _NOT_GIVEN = object()
@@ -77,6 +78,7 @@ class RecipeParser(Parser):
         batch_size: int,
         lr: float,
         epochs: int,
+        optimizer: str = "sgd",
         toy: Mapping[str, Any] | None = None,
     ):
         super().__init__(description=description)
@@ -86,6 +88,14 @@ class RecipeParser(Parser):
         # from the checkpoint.
         self.data = self.add_argument_group("data")
         self.set_defaults(toy=False)
+        self.data.add_argument(
+            "--val_fraction",
+            type=fraction,
+            default=0.0,
+            metavar="X",
+            help="choose the best epoch on this part of the training images, drawn by class and "
+            "--seed, and look at the test images once, at the end",
+        )
         if toy:
             presets = " ".join(f"--{flag} {value}" for flag, value in toy.items())
             self.epilog = f"--toy presets, where not given:\n  {presets}"
@@ -95,14 +105,33 @@ class RecipeParser(Parser):
 
         group = self.add_argument_group("recipe")
         add = partial(group.add_argument, metavar="N")
-        add(
-            "--batch_size", type=whole_number(2), default=batch_size, help="images a step, all GPUs"
-        )
+        add("--batch_size", type=whole_number(2), default=batch_size, help="images per step")
         add("--lr", type=positive, default=lr, metavar="X", help="initial learning rate")
-        add(
-            "--epochs", type=whole_number(1), default=epochs, help="passes over the training images"
+        add("--epochs", type=whole_number(1), default=epochs, help="passes over the data")
+        group.add_argument(
+            "--optimizer", choices=OPTIMIZERS, default=optimizer, help="as the recipe sets it up"
         )
-        add("--num_head", type=whole_number(1), default=4, help="attention heads")
+        add(
+            "--warmup_epochs",
+            type=not_negative,
+            default=0.0,
+            metavar="X",
+            help="raise the learning rate linearly, step by step, over the first X epochs",
+        )
+        add(
+            "--clip_grad",
+            type=not_negative,
+            default=0.0,
+            metavar="X",
+            help="limit the norm of the gradient of all parameters; 0 for no limit",
+        )
+        add(
+            "--num_head",
+            type=whole_number(0),
+            default=4,
+            help="attention heads; 0 is the plain ResNet-18, with cross-entropy unless "
+            "--affinity_weight is given",
+        )
         add(
             "--image_size",
             type=whole_number(IMAGE_SIZES[0], IMAGE_SIZES[-1]),
@@ -113,7 +142,8 @@ class RecipeParser(Parser):
             "--pretrained",
             metavar="FILE",
             default=MSCELEB,
-            help="initial weights of the backbone, or imagenet (downloads torchvision's), or none",
+            help="initial weights: a file of the backbone's or of a run, or imagenet (downloads "
+            "torchvision's), or none",
         )
         add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="random seed")
 
@@ -141,7 +171,7 @@ class RecipeParser(Parser):
         group.add_argument(
             "--workers",
             type=whole_number(0),
-            default=4,
+            default=default_workers(),
             metavar="N",
             help="data-loading workers per process",
         )
@@ -150,7 +180,7 @@ class RecipeParser(Parser):
             "--deterministic", action="store_true", help="bit-identical runs on a GPU too; slower"
         )
 
-        group = self.add_argument_group("files")
+        self.files = group = self.add_argument_group("files")
         group.add_argument(
             "--output_dir",
             metavar="DIR",
@@ -174,11 +204,20 @@ class RecipeParser(Parser):
         group.add_argument("--checkpoint", metavar="FILE", help="a best.pth, or a released file")
         add_dataset_flag(group)
         group.add_argument("--tsne", action="store_true", help="plot a t-SNE of the features")
+        self.files.add_argument(
+            "--figures", choices=("png", "pdf", "svg"), default="png", help="format of figures"
+        )
         self.shared = {action.dest for action in self._actions} - {"help"}
 
     def run_folder(self, args: argparse.Namespace) -> Path:
         name = self.name if isinstance(self.name, str) else self.name(args)
         return Path("models") / f"{'toy-' if args.toy else ''}{name}"
+
+
+def default_workers() -> int:
+    """As many workers as this machine has cores for each process, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def add_device_flag(parser: argparse._ActionsContainer) -> None:
@@ -223,6 +262,8 @@ def parse(parser: RecipeParser, argv: Sequence[str] | None):
     presets = parser.toy if given.get("toy") else {}
     if "evaluate" in given:
         presets = {**presets, "precision": "fp32"}
+    if given.get("num_head") == 0:  # the baseline is trained with cross-entropy
+        presets = {**presets, "affinity_weight": 0.0}
     args = argparse.Namespace(**{**defaults, **presets, **given})
     own = vars(args).keys() - parser.shared
     for name in own:
@@ -244,7 +285,8 @@ def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable
     from utils import checkpoint  # not above: importing PyTorch takes seconds
 
     trained = checkpoint.read_trained(args.checkpoint, dataset=args.dataset)
-    _check_script(args, trained.config, trained.path)
+    if not any(name.endswith("_path") for name in given):
+        _check_script(args, trained.config, trained.path)
     data = {name: trained.config[name] for name in (*own, "toy") if name in trained.config}
     network = {**trained.network_flags, "image_size": trained.image_size}
     for name, value in (data | network).items():
@@ -387,6 +429,10 @@ def positive(text: str) -> float:
     if value == 0:
         raise argparse.ArgumentTypeError("must be more than 0")
     return value
+
+
+def fraction(text: str) -> float:
+    return _number(text, float, 0, 0.9)
 
 
 def not_negative(text: str) -> float:

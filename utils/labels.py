@@ -17,6 +17,25 @@ AFFECTNET_COUNTS = {
 }
 
 
+# Names that data sets use for the same expression.
+SYNONYMS = {
+    "happiness": "happy",
+    "joy": "happy",
+    "sadness": "sad",
+    "anger": "angry",
+    "surprised": "surprise",
+    "fearful": "fear",
+    "scared": "fear",
+    "disgusted": "disgust",
+    "contemptuous": "contempt",
+}
+
+
+def canonical(name: str) -> str:
+    """One name for all synonyms of an expression."""
+    return SYNONYMS.get(name.strip().lower(), name.strip().lower())
+
+
 def is_name(name: object) -> bool:
     """Whether a value can name a class or a data set: non-empty text that prints on one line."""
     return isinstance(name, str) and name.strip() != "" and name.isprintable()

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
@@ -59,6 +59,9 @@ class FaceData:
 
     Args:
         class_names: any sequence of names; labels index it.
+        train: images to train on.
+        val: images to choose the best epoch on; the test images where a data set has no others.
+        test: images to report on, which choose nothing; None if `val` are the test images.
         root: the folder of the whole data set.
         published: images per class of each split, where known.
         notes: lines for the summary.
@@ -73,6 +76,7 @@ class FaceData:
     train: Split
     val: Split
     root: Path | None = None
+    test: Split | None = None
     toy: bool = False
     published: Mapping[str, Sequence[int]] | None = None
     notes: tuple[str, ...] = ()
@@ -85,7 +89,7 @@ class FaceData:
             raise UserError(f"{where}: {self.name} with the classes {names}: not all are names")
         if len(set(self.class_names)) < self.num_class:
             raise UserError(f"{where}: a class is named twice ({names}); name each once")
-        for split in (self.train, self.val):
+        for split in self.splits.values():
             if len(split.names) != len(split):
                 raise UserError(f"{split.root}: {len(split)} labels for {len(split.names)} images")
             if not len(split):
@@ -101,28 +105,56 @@ class FaceData:
         return len(self.class_names)
 
     @property
+    def splits(self) -> dict[str, Split]:
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
+
+    @property
     def title(self) -> str:
         return labels.title(self.name, toy=self.toy)
 
     def fingerprint(self) -> str:
         """A checksum of all file names and labels, whatever folder holds them."""
-        arrays = [a for split in (self.train, self.val) for a in (split.names, split.labels)]
+        arrays = [a for split in self.splits.values() for a in (split.names, split.labels)]
         return f"{crc32(b''.join(array.tobytes() for array in arrays)):08x}"
 
     def summary(self) -> str:
-        """Images per class of both splits as aligned text, and how they compare to the published
+        """Images per class of each split as aligned text, and how they compare to the published
         numbers."""
-        counts = [split.counts(self.num_class) for split in (self.train, self.val)]
+        counts = [split.counts(self.num_class) for split in self.splits.values()]
         width = max(len("total"), len(self.title), *map(len, self.class_names))
-        lines = [f"{self.title:<{width}}   train     val"]
-        for name, train, val in zip(self.class_names, *counts, strict=True):
-            lines.append(f"{name:<{width}}  {train:6d}  {val:6d}")
-        lines.append(f"{'total':<{width}}  {len(self.train):6d}  {len(self.val):6d}")
+        rows = [*zip(self.class_names, *counts, strict=True)]
+        rows = [(self.title, *self.splits), *rows, ("total", *map(len, self.splits.values()))]
+        lines = [f"{name:<{width}}" + "".join(f"  {n:>6}" for n in row) for name, *row in rows]
         if not self.toy and self.published is not None:
             same = all(map(np.array_equal, counts, self.published.values()))
             verdict = "are" if same else "differ from"
             lines.append(f"These {verdict} the published counts of {self.name}.")
         return "\n".join([*lines, *self.notes])
+
+    def with_validation(self, share: float, seed: int) -> "FaceData":
+        """Set a share of the training images of each class aside for choosing the best epoch; the
+        held-out images become the test images.
+
+        Raises:
+            UserError: the data set has validation images already.
+        """
+        if share == 0:
+            return self
+        if self.test is not None:
+            raise UserError(
+                f"{self.root}: has validation and test images already; leave --val_fraction out"
+            )
+        chosen = np.zeros(len(self.train), bool)
+        rng = np.random.default_rng((seed, len(self.train)))
+        for label in range(self.num_class):
+            places = np.flatnonzero(self.train.labels == label)
+            chosen[rng.choice(places, max(1, round(share * len(places))), replace=False)] = True
+        train, val = (
+            Split(self.train.root, self.train.names[part], self.train.labels[part])
+            for part in (~chosen, chosen)
+        )
+        return replace(self, train=train, val=val, test=self.val, published=None)
 
 
 class Problem(NamedTuple):
@@ -473,17 +505,11 @@ SOURCES = {
         lambda flags: read_affectnet(flags["aff_path"], num_class=flags.get("num_class")),
     ),
 }
-# Where the data of the released files lie, which do not contain it.
-RELEASED_DATA = {
-    "RAF-DB": {"raf_path": "datasets/raf-basic"},
-    "AffectNet": {"aff_path": "datasets/AffectNet"},
-}
 
 
 def data_root(trained: "TrainedDAN") -> str | None:
     """Where its data set lies, as far as the checkpoint says."""
-    flags = _data_flags(trained)
-    return next((flags[name] for name in SOURCES if name in flags), None)
+    return next((trained.config[name] for name in SOURCES if name in trained.config), None)
 
 
 def data_of(trained: "TrainedDAN") -> FaceData | None:
@@ -492,7 +518,7 @@ def data_of(trained: "TrainedDAN") -> FaceData | None:
     Raises:
         UserError: it is not there or not whole, or has other classes now.
     """
-    flags, root = _data_flags(trained), data_root(trained)
+    flags, root = trained.config, data_root(trained)
     if root is None:
         return None
     source = next(SOURCES[name] for name in SOURCES if name in flags)
@@ -512,9 +538,3 @@ def data_of(trained: "TrainedDAN") -> FaceData | None:
             f"now has {', '.join(data.class_names)}; name --images"
         )
     return data
-
-
-def _data_flags(trained: "TrainedDAN") -> Mapping[str, Any]:
-    if trained.config:
-        return trained.config
-    return {**RELEASED_DATA.get(trained.dataset, {}), "num_class": trained.num_class}

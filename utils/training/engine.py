@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from utils.data.loader import FaceLoader, Order
 from utils.data.transforms import Augmentation, preprocess
 from utils.device import generator
 from utils.errors import Interrupted, UserError
+from utils.training.metrics import Metrics, classification_metrics
 from utils.training.run import LOSS_TERMS, Run
 from utils.training.signals import Interruptions
 
@@ -21,7 +23,8 @@ CHECK_LOSS_EVERY = 16  # steps
 
 def fit(run: Run, data: FaceData, augment: Augmentation, *, order: Order) -> None:
     """Train for `--epochs`. After each epoch evaluate, log, and save last.pth and best.pth; a
-    resumed run continues with its next step.
+    resumed run continues with its next step. Test images, if there are others than those that
+    choose the best epoch, are looked at once, at the end.
 
     Args:
         augment: the recipe's, for training images.
@@ -32,41 +35,55 @@ def fit(run: Run, data: FaceData, augment: Augmentation, *, order: Order) -> Non
         Interrupted: by a signal; everything is saved.
     """
     args, world = run.args, run.world
+    options = {
+        "batch_size": args.batch_size,
+        "image_size": args.image_size,
+        "workers": args.workers,
+        "world": world,
+    }
     if len(run.history) < args.epochs:
-        options = {
-            "batch_size": args.batch_size,
-            "image_size": args.image_size,
-            "workers": args.workers,
-            "world": world,
-        }
-        train_loader = FaceLoader(data.train, **options, order=order, seed=args.seed, min_images=2)
-        val_loader = FaceLoader(data.val, **options)
-        run.open_folder()  # only now, since a broken image may have stopped the run
         try:
-            with Interruptions(world) as signals:
-                while len(run.history) < args.epochs:
-                    row = train_one_epoch(run, train_loader, augment, signals.check)
-                    world.broadcast_buffers(run.model)
-                    evaluation = evaluate(
-                        run.model, val_loader, args.image_size, run.criterion, signals.check
-                    )
-                    run.end_epoch(row, evaluation)
-        except Interrupted as interruption:
-            run.save_interrupted(len(train_loader), interruption.signal_number)
+            _train(run, data, augment, order, options)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"out of GPU memory with --batch_size {args.batch_size} at {args.image_size} "
                 f"pixels in {world.precision}; try --batch_size {max(2, args.batch_size // 2)}"
                 f"{'' if world.autocast else ', --precision bf16'} or more GPUs (torchrun)"
             ) from None
-        finally:
-            train_loader.close()
-            val_loader.close()
-        world.shutdown()
     else:
         run.open_folder()
         world.print_once(f"this run has completed its {args.epochs} epochs; give --epochs for more")
-    run.finish(data.val)
+    if data.test is not None and run.best_confusion is not None:
+        loader = FaceLoader(data.test, **options)
+        for name in ("best", "last"):
+            run.load_epoch(name)
+            run.add_test(name, evaluate(run.model, loader, args.image_size))
+        loader.close()
+    world.shutdown()
+    run.finish()
+
+
+def _train(
+    run: Run, data: FaceData, augment: Augmentation, order: Order, options: dict[str, Any]
+) -> None:
+    args, world = run.args, run.world
+    train_loader = FaceLoader(data.train, **options, order=order, seed=args.seed, min_images=2)
+    val_loader = FaceLoader(data.val, **options)
+    run.open_folder()  # only now, since a broken image may have stopped the run
+    try:
+        with Interruptions(world) as signals:
+            while len(run.history) < args.epochs:
+                row = train_one_epoch(run, train_loader, augment, signals.check)
+                world.broadcast_buffers(run.model)
+                evaluation = evaluate(
+                    run.model, val_loader, args.image_size, run.criterion, signals.check
+                )
+                run.end_epoch(row, evaluation)
+    except Interrupted as interruption:
+        run.save_interrupted(len(train_loader), interruption.signal_number)
+    finally:
+        train_loader.close()
+        val_loader.close()
 
 
 def train_one_epoch(
@@ -102,7 +119,7 @@ def train_one_epoch(
         losses, logits = run.forward(inputs, labels)
         run.optimizer.zero_grad()
         losses.total.backward()
-        run.optimizer.step()
+        update(run, step, len(loader))
         # Sums stay on the device, weighted by batch size: reading them here would wait for it.
         hits = (logits.detach().argmax(dim=1) == labels).sum()
         progress.sums += torch.stack([*(loss.detach() * len(labels) for loss in losses), hits])
@@ -130,9 +147,32 @@ def train_one_epoch(
         "val_balanced_accuracy": math.nan,
         "seconds": seconds,
         "images_per_second": images / seconds,
+        "val_macro_f1": math.nan,
     }
     run.scheduler.step()
     return progress.row
+
+
+def update(run: Run, step: int, steps: int) -> None:
+    """Update the parameters after a backward pass, with clipping and warm-up as the flags say.
+
+    Args:
+        step: number of the step, from 0 on, of `steps` in this epoch.
+    """
+    args, groups = run.args, run.optimizer.param_groups
+    if args.clip_grad:
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, args.clip_grad)
+    done = len(run.history) + (step + 1) / steps  # epochs after this step
+    if done >= args.warmup_epochs:
+        run.optimizer.step()
+        return
+    rates = [group["lr"] for group in groups]  # the schedule's, which goes on from them
+    for group in groups:
+        group["lr"] *= done / args.warmup_epochs
+    run.optimizer.step()
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
 
 
 class LossMonitor:
@@ -195,6 +235,11 @@ class Evaluation:
     def predictions(self) -> Tensor:
         """(N,) class indices."""
         return self.probabilities.argmax(dim=1)
+
+    @property
+    def metrics(self) -> Metrics:
+        labels, predictions = self.labels.numpy(), self.predictions.numpy()
+        return classification_metrics(labels, predictions, num_class=self.probabilities.shape[1])
 
 
 @torch.inference_mode()

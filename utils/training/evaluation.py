@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ import pandas as pd
 from sklearn.manifold import TSNE
 
 from utils.checkpoint import TrainedDAN
-from utils.data.datasets import FaceData
+from utils.data.datasets import FaceData, Split
 from utils.data.loader import FaceLoader
 from utils.distributed import World
 from utils.errors import UserError, writing
+from utils.labels import canonical
 from utils.training import plots
 from utils.training.engine import Evaluation, evaluate
-from utils.training.metrics import classification_metrics, per_class_table
+from utils.training.metrics import per_class_table
 
 
 def evaluate_checkpoint(
@@ -24,16 +26,12 @@ def evaluate_checkpoint(
     """Print accuracies and a table by class; write metrics.json, predictions.csv and figures.
 
     Raises:
-        UserError: the checkpoint is for other classes than the data.
+        UserError: the data have a class that the checkpoint does not know.
     """
-    if trained.class_names != data.class_names:
-        raise UserError(
-            f"{trained.path}: trained on {trained.dataset} with {trained.num_class} classes "
-            f"({', '.join(trained.class_names)}), but the images are {data.name} with "
-            f"{data.num_class} ({', '.join(data.class_names)})"
-        )
+    columns = match_classes(trained, data)
+    split = data.test or data.val
     loader = FaceLoader(
-        data.val,
+        split,
         batch_size=args.batch_size,
         image_size=trained.image_size,
         workers=args.workers,
@@ -42,42 +40,85 @@ def evaluate_checkpoint(
     model = trained.inference_network(world.device, world.autocast)
     result = evaluate(model, loader, trained.image_size)
     trained.check_predictions(result.probabilities)
+    if trained.class_names != data.class_names:
+        names = [trained.class_names[column] for column in columns]
+        pairs = ", ".join(f"{a} = {b}" for a, b in zip(data.class_names, names, strict=True))
+        left_out = ", ".join(name for name in trained.class_names if name not in names)
+        world.print_once(
+            f"{trained.path}: trained on {trained.dataset}; its classes are matched by name: "
+            f"{pairs}{f'; left out: {left_out}' if left_out else ''}"
+        )
+        probabilities = result.probabilities[:, columns]
+        probabilities /= probabilities.sum(dim=1, keepdim=True)
+        result = replace(result, probabilities=probabilities)
     if world.is_main:
-        _report(args, trained, data, world, result)
+        _report(args, trained, data, split, world, result)
     world.shutdown()
     return result
 
 
+def match_classes(trained: TrainedDAN, data: FaceData) -> list[int]:
+    """Which output of the network belongs to each class of the data, by name or synonym.
+
+    Raises:
+        UserError: there is none for a class.
+    """
+    if trained.class_names == data.class_names:
+        return list(range(data.num_class))
+    known = [canonical(name) for name in trained.class_names]
+    missing = [name for name in data.class_names if canonical(name) not in known]
+    if missing:
+        raise UserError(
+            f"{trained.path}: trained on {trained.dataset} with the classes "
+            f"{', '.join(trained.class_names)}, but {data.name} also has {', '.join(missing)}"
+        )
+    return [known.index(canonical(name)) for name in data.class_names]
+
+
 def _report(
-    args: argparse.Namespace, trained: TrainedDAN, data: FaceData, world: World, result: Evaluation
+    args: argparse.Namespace,
+    trained: TrainedDAN,
+    data: FaceData,
+    split: Split,
+    world: World,
+    result: Evaluation,
 ) -> None:
     folder, names = Path(args.output_dir), data.class_names
     labels, predictions = result.labels.numpy(), result.predictions.numpy()
-    metrics = classification_metrics(labels, predictions, num_class=data.num_class)
+    metrics = result.metrics
     print(per_class_table(metrics, names))
     print(
         f"\naccuracy {100 * metrics.accuracy:.2f} %, balanced accuracy "
-        f"{100 * metrics.balanced_accuracy:.2f} %, {len(labels)} images of {data.title}"
+        f"{100 * metrics.balanced_accuracy:.2f} %, macro-F1 {100 * metrics.macro_f1:.2f} %, "
+        f"{len(labels)} images of {data.title}"
     )
-    per_class = zip(names, metrics.support, metrics.recall, metrics.precision, strict=True)
+    columns = (metrics.support, metrics.recall, metrics.precision, metrics.f1)
+    outputs = [trained.class_names[column] for column in match_classes(trained, data)]
     summary = {
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
         "dataset": data.title,
-        "data": str(data.root or data.val.root),
+        "data": str(data.root or split.root),
         "data_flags": {n: v for n, v in vars(args).items() if n in trained.config},
         "precision": world.precision,
         "images": len(labels),
         "accuracy": metrics.accuracy,
         "balanced_accuracy": metrics.balanced_accuracy,
+        "macro_f1": metrics.macro_f1,
+        "class_mapping": dict(zip(names, outputs, strict=True)),
         "per_class": {
-            name: {"images": int(n), "recall": _or_none(recall), "precision": _or_none(precision)}
-            for name, n, recall, precision in per_class
+            name: {
+                "images": int(images),
+                "recall": _or_none(recall),
+                "precision": _or_none(precision),
+                "f1": _or_none(f1),
+            }
+            for name, images, recall, precision, f1 in zip(names, *columns, strict=True)
         },
         "confusion": metrics.confusion.tolist(),
     }
     table = pd.DataFrame(result.probabilities.numpy(), columns=list(names))
-    table.insert(0, "path", [str(data.val.path(i)) for i in range(len(labels))])
+    table.insert(0, "path", [str(split.path(i)) for i in range(len(labels))])
     table.insert(1, "label", [names[i] for i in labels])
     table.insert(2, "prediction", [names[i] for i in predictions])
     with writing(folder):
@@ -89,18 +130,20 @@ def _report(
             float_format="%.6f",
             errors="surrogateescape",  # file names may hold bytes that are not valid text
         )
-        (folder / "tsne.png").unlink(missing_ok=True)  # of an earlier evaluation
-    where = f"{data.title} ({(data.root or data.val.root).name})"
+        for path in folder.glob("tsne.*"):  # of an earlier evaluation
+            path.unlink()
+    where = f"{data.title} ({(data.root or split.root).name})"
     title = f"{trained.path.name} on {where}: {100 * metrics.accuracy:.2f} %"
-    plots.plot_confusion(metrics.confusion, names, folder / "confusion_matrix.png", title=title)
-    files = "metrics.json predictions.csv confusion_matrix.png"
+    confusion, tsne = (folder / f"{name}.{args.figures}" for name in ("confusion_matrix", "tsne"))
+    plots.plot_confusion(metrics.confusion, names, confusion, title=title)
+    files = f"metrics.json predictions.csv {confusion.name}"
     if args.tsne:
         perplexity = min(30, (len(labels) - 1) / 3)
-        tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)  # van der Maaten, 2008
-        points = tsne.fit_transform(result.features.numpy())
+        method = TSNE(perplexity=perplexity, init="pca", random_state=0)  # van der Maaten, 2008
+        points = method.fit_transform(result.features.numpy())
         title = f"{where}: t-SNE of the pooled features"
-        plots.plot_tsne(points, labels, names, folder / "tsne.png", title=title)
-        files += " tsne.png"
+        plots.plot_tsne(points, labels, names, tsne, title=title)
+        files += f" {tsne.name}"
     print(f"files in {folder}/: {files}")
 
 

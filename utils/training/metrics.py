@@ -32,6 +32,18 @@ class Metrics:
         """(C,) images of each class."""
         return self.confusion.sum(axis=1)
 
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have images."""
+        return float(np.nanmean(self.f1))
+
+    @cached_property
+    def f1(self) -> np.ndarray:
+        """(C,); 0 for a class that has images and no hit."""
+        with np.errstate(invalid="ignore"):
+            f1 = 2 * self.confusion.diagonal() / (self.confusion.sum(axis=0) + self.support)
+        return np.where(self.support > 0, f1, np.nan)
+
     @cached_property
     def recall(self) -> np.ndarray:
         with np.errstate(invalid="ignore"):
@@ -51,11 +63,11 @@ def classification_metrics(
 
 
 def per_class_table(metrics: Metrics, class_names: tuple[str, ...]) -> str:
-    """Images, recall and precision of each class as aligned text."""
+    """Images, recall, precision and F1 of each class as aligned text."""
     width = max(len(name) for name in class_names)
-    lines = [f"{'class':<{width}}  images  recall  precision"]
-    rows = zip(class_names, metrics.support, metrics.recall, metrics.precision, strict=True)
-    for name, support, recall, precision in rows:
-        recall, precision = ("-" if np.isnan(x) else f"{100 * x:.2f}" for x in (recall, precision))
-        lines.append(f"{name:<{width}}  {support:6d}  {recall:>6}  {precision:>9}")
+    lines = [f"{'class':<{width}}  images  recall  precision      F1"]
+    columns = (metrics.support, metrics.recall, metrics.precision, metrics.f1)
+    for name, support, *shares in zip(class_names, *columns, strict=True):
+        recall, precision, f1 = ("-" if np.isnan(x) else f"{100 * x:.2f}" for x in shares)
+        lines.append(f"{name:<{width}}  {support:6d}  {recall:>6}  {precision:>9}  {f1:>6}")
     return "\n".join(lines)

@@ -2,17 +2,19 @@
 
 import argparse
 import csv
+import datetime
 import io
 import json
 import math
 import platform
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,12 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils import checkpoint
 from utils.cli import PER_CALL, Saved
-from utils.data.datasets import FaceData, Split
+from utils.data.datasets import FaceData
 from utils.device import device_name
 from utils.distributed import World
 from utils.errors import Interrupted, UserError, writing
 from utils.training import plots
-from utils.training.metrics import classification_metrics
+
+if TYPE_CHECKING:  # the loop, which imports this module
+    from utils.training.engine import Evaluation
 
 LOSS_TERMS = ("loss", "cross_entropy", "affinity", "partition")
 Row = dict[str, float]  # an epoch in metrics.csv
@@ -81,7 +85,11 @@ class Run:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.folder = Path(args.output_dir)
-        self.recipe = {"optimizer": _describe(optimizer), "scheduler": _describe(scheduler)}
+        self.recipe = {
+            "optimizer_settings": _describe(optimizer),
+            "scheduler_settings": _describe(scheduler),
+        }
+        self.test_metrics: dict[str, dict[str, float]] = {}  # of the best and the last epoch
         self.history: list[Row] = []
         self.best_confusion: np.ndarray | None = None  # (C, C), of the best epoch
         self.progress = self._new_progress()
@@ -102,6 +110,10 @@ class Run:
         return {**flags, "device": str(self.world.device), "precision": precision, **self.recipe}
 
     @property
+    def network_name(self) -> str:
+        return "DAN" if self.args.num_head else "ResNet-18"
+
+    @property
     def best_row(self) -> Row:
         """The first epoch with the highest validation accuracy; NaN is the lowest."""
         return max(self.history, key=lambda row: np.nan_to_num(row["val_accuracy"], nan=-1))
@@ -119,8 +131,8 @@ class Run:
             f"{key}={value}" for key, value in self.config.items() if key not in self.recipe
         )
         return (
-            f"DAN, {parameters:,} parameters, {self.data.num_class} classes, on {where} "
-            f"in {self.world.precision}, torch {torch.__version__}\n{flags}"
+            f"{self.network_name}, {parameters:,} parameters, {self.data.num_class} classes, "
+            f"on {where} in {self.world.precision}, torch {torch.__version__}\n{flags}"
         )
 
     # ---- state ----
@@ -165,8 +177,9 @@ class Run:
             changed = [key for key in own.keys() & theirs.keys() if own[key] != theirs[key]]
             if changed:
                 mine, run = (_settings(recipe, changed) for recipe in (own, theirs))
+                what = part.removesuffix("_settings")
                 raise UserError(
-                    f"{path}: the run's {part} is {run}, not {mine}; restore it, or start a new "
+                    f"{path}: the run's {what} is {run}, not {mine}; restore it, or start a new "
                     "run with another --output_dir (a schedule may depend on --epochs)"
                 )
         try:
@@ -211,10 +224,17 @@ class Run:
                     (self.folder / name).unlink(missing_ok=True)
             else:
                 self._take_over(state)
+            splits = self.data.splits.items()
             config = {
                 "dataset": self.data.name,
                 "class_names": self.data.class_names,
+                "data_fingerprint": self.data.fingerprint(),
+                "images": {n: split.counts(self.data.num_class).tolist() for n, split in splits},
+                "chosen_on": self.chosen_on,
                 **self.config,
+                "command": shlex.join(sys.argv),
+                "git_commit": _git_commit(),
+                "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "processes": self.world.size,
                 "device_name": device_name(self.world.device),
@@ -237,17 +257,19 @@ class Run:
                 checkpoint.link(last, best)  # a run may be killed between the two
             self._write_metrics()
 
-    def end_epoch(self, row: Row, evaluation) -> None:
+    @property
+    def chosen_on(self) -> str:
+        """The split that the best epoch is chosen on: the test images where there are no others."""
+        return "val" if self.data.test is not None else "test"
+
+    def end_epoch(self, row: Row, evaluation: "Evaluation") -> None:
         """Complete the epoch's row, log it, save last.pth and best.pth."""
-        metrics = classification_metrics(
-            evaluation.labels.numpy(),
-            evaluation.predictions.numpy(),
-            num_class=self.data.num_class,
-        )
+        metrics = evaluation.metrics
         answers = not evaluation.probabilities.isnan().any()
         row["val_loss"] = evaluation.losses[0]
         row["val_accuracy"] = metrics.accuracy if answers else math.nan
         row["val_balanced_accuracy"] = metrics.balanced_accuracy if answers else math.nan
+        row["val_macro_f1"] = metrics.macro_f1 if answers else math.nan
         self.history.append(row)
         is_best = answers and self.best_row is row
         if is_best:
@@ -291,35 +313,65 @@ class Run:
         device = [] if self.args.device == "auto" else ["--device", self.args.device]
         return f"{command} {shlex.join([sys.argv[0], '--resume', str(path), *device])}"
 
-    def finish(self, split: Split) -> None:
-        """Write curves.png and confusion_matrix.png of the best epoch; print the accuracies, and
+    # ---- after the last epoch ----
+
+    def load_epoch(self, name: str) -> None:
+        """Put the weights of the `best` or the `last` epoch into the network."""
+        self.world.barrier()  # the main process may still be writing them
+        content = checkpoint.load(self.folder / f"{name}.pth")
+        self.model.load_state_dict(content["model_state_dict"])
+
+    def add_test(self, name: str, evaluation: "Evaluation") -> None:
+        """Note what the `best` or the `last` epoch scores on the test images, in
+        test_metrics.json."""
+        metrics = evaluation.metrics
+        self.test_metrics[name] = {
+            "epoch": (self.best_row if name == "best" else self.history[-1])["epoch"],
+            "images": len(evaluation.labels),
+            "accuracy": metrics.accuracy,
+            "balanced_accuracy": metrics.balanced_accuracy,
+            "macro_f1": metrics.macro_f1,
+        }
+        if self.world.is_main:
+            text = json.dumps(self.test_metrics, indent=2) + "\n"
+            path = self.folder / "test_metrics.json"
+            checkpoint.write_atomically(path, lambda file: file.write(text.encode()))
+
+    def finish(self) -> None:
+        """Plot the curves and the confusion matrix of the best epoch; print the accuracies, and
         what to try next.
 
-        Args:
-            split: held-out images, the first of which the demo may be tried on.
+        Raises:
+            UserError: no epoch predicts numbers.
         """
         if not self.world.is_main:
             return
-        best, last, folder = self.best_row, self.history[-1], self.folder
+        best, last, folder, suffix = self.best_row, self.history[-1], self.folder, self.args.figures
         if self.best_confusion is None:
             raise UserError(
                 f"{folder}: the network predicts NaN after every epoch; try a smaller --lr or "
                 "--precision fp32"
             )
-        title = self.data.title
-        plots.plot_curves(self.history, folder / "curves.png", title=f"DAN on {title}")
+        title = f"{self.data.title}, {self.chosen_on} images"
+        curves, confusion = folder / f"curves.{suffix}", folder / f"confusion_matrix.{suffix}"
+        plots.plot_curves(self.history, curves, title=f"{self.network_name} on {title}")
         plots.plot_confusion(
             self.best_confusion,
             self.data.class_names,
-            folder / "confusion_matrix.png",
+            confusion,
             title=f"{title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
         )
-        weights, face = (shlex.quote(str(path)) for path in (folder / "best.pth", split.path(0)))
-        self.world.print_once(
+        weights = shlex.quote(str(folder / "best.pth"))
+        face = shlex.quote(str(self.data.val.path(0)))
+        lines = [
             f"\n{title}: best accuracy {_percents(best)} at epoch {best['epoch']}, "
-            f"last {_percents(last)}\n"
-            f"files in {folder}/: best.pth last.pth metrics.csv curves.png confusion_matrix.png "
-            "config.json\n"
+            f"last {_percents(last)}"
+        ]
+        for name, row in self.test_metrics.items():
+            lines.append(f"test images, {name} epoch: {_percents(row, '')}")
+        self.world.print_once(
+            "\n".join(lines) + f"\nfiles in {folder}/: best.pth last.pth metrics.csv {curves.name} "
+            f"{confusion.name} config.json{' test_metrics.json' * bool(self.test_metrics)}\n"
             f"try next: python run_grad_cam.py --checkpoint {weights}\n"
             f"          python demo.py --checkpoint {weights} --whole_image --image {face}"
         )
@@ -327,10 +379,11 @@ class Run:
     def _write_metrics(self) -> None:
         """Write metrics.csv; after last.pth, which contains the same rows."""
         text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(self.history[0])
+        # Rows of earlier versions have fewer columns.
+        table = csv.DictWriter(text, list(self.history[-1]), restval="", lineterminator="\n")
+        table.writeheader()
         for row in self.history:
-            table.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()])
+            table.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         content = text.getvalue().encode()
         checkpoint.write_atomically(self.folder / "metrics.csv", lambda file: file.write(content))
 
@@ -364,9 +417,26 @@ def format_row(row: Row, epochs: int, *, is_best: bool) -> str:
     )
 
 
-def _percents(row: Row) -> str:
-    accuracy, balanced = 100 * row["val_accuracy"], 100 * row["val_balanced_accuracy"]
+def _percents(row: Row, prefix: str = "val_") -> str:
+    accuracy, balanced = (
+        100 * row[f"{prefix}{name}"] for name in ("accuracy", "balanced_accuracy")
+    )
     return f"{accuracy:.2f} % (balanced {balanced:.2f} %)"
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, with "+" if files have been changed; None outside of git."""
+    folder = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", folder, *words], capture_output=True, text=True, check=True
+            )
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + "+" * bool(changes.stdout)
 
 
 def _describe(part: torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler) -> dict:
