@@ -99,7 +99,7 @@ def test_a_network_that_differs_is_refused(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @torch.no_grad()
-def test_device_follows_the_model():
+def test_cuda_follows_the_model():
     model = trained()
     batch = images(96)
     expected = model(batch)

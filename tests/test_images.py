@@ -39,6 +39,22 @@ def test_rgb_is_read_as_it_is(tmp_path, suffix):
     np.testing.assert_array_equal(image, color())
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("quality", [30, 75, 95])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_files_are_decoded_to_pillows_pixels(tmp_path, photo, subsampling, quality, mode):
+    """Whatever decodes them; odd sizes end in half a block."""
+    picture = Image.open(photo).convert(mode).resize((223, 225))
+    options = {"subsampling": subsampling} if mode == "RGB" else {}
+    path = save(tmp_path / "a.jpg", picture, quality=quality, **options)
+    np.testing.assert_array_equal(read_rgb(path), np.asarray(Image.open(path).convert("RGB")))
+    save(tmp_path / "progressive.jpg", picture, progressive=True)
+    np.testing.assert_array_equal(
+        read_rgb(tmp_path / "progressive.jpg"),
+        np.asarray(Image.open(tmp_path / "progressive.jpg").convert("RGB")),
+    )
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "LA"])
 def test_grey_has_three_equal_channels(tmp_path, mode):
     stripes = np.where(np.arange(WIDTH) % 2, 255, 0).astype(np.uint8)[None].repeat(HEIGHT, axis=0)
@@ -156,6 +172,9 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif[0x0112] = orientation
     path = save(tmp_path / "a.png", Image.fromarray(color()), exif=exif)
     np.testing.assert_array_equal(read_rgb(path), UPRIGHT[orientation](color()))
+    path = save(tmp_path / "a.jpg", Image.fromarray(color()), exif=exif, quality=100)
+    decoded = np.asarray(Image.open(path))
+    np.testing.assert_array_equal(read_rgb(path), UPRIGHT[orientation](decoded))
 
 
 def broken_files() -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """The training loop and the evaluation loop."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from utils.data.datasets import FaceData
 from utils.data.loader import FaceLoader, Order
@@ -111,6 +113,7 @@ def train_one_epoch(
     run.model.train()
     monitor = LossMonitor(len(loader), epoch, world.device)
     first, before, started = progress.steps, progress.seconds, time.perf_counter()
+    forecast = Forecast(len(loader), run)
     batches = loader.epoch(epoch, first)
     bar = world.progress(batches, desc=f"epoch {epoch}", total=len(loader), initial=first)
     for step, (images, labels, share, count) in enumerate(bar, start=first):
@@ -126,8 +129,8 @@ def train_one_epoch(
         progress.images += len(labels)
         progress.steps = step + 1
         progress.seconds = before + time.perf_counter() - started
-        if (text := monitor.add(step, losses.total.detach())) is not None:
-            bar.set_postfix(loss=text, refresh=False)
+        monitor.add(step, losses.total.detach())
+        bar.set_postfix_str(f"{forecast.after(step + 1)}{monitor.shown}", refresh=False)
         try:
             check()
         except Interrupted:
@@ -175,6 +178,30 @@ def update(run: Run, step: int, steps: int) -> None:
         group["lr"] = rate
 
 
+class Forecast:
+    """Estimate when a run will be over, from the steps of an epoch so far."""
+
+    def __init__(self, steps: int, run: Run):
+        self.steps = steps
+        self.run = run
+        self.begun = None  # (step, time) after the first step here, which takes longer than others
+
+    def after(self, step: int) -> str:
+        """The time that is left; printed once to a log, which has no bar."""
+        run, now = self.run, time.perf_counter()
+        if self.begun is None:
+            self.begun = step, now
+            return ""
+        first, since = self.begun
+        left = (run.args.epochs - len(run.history)) * self.steps - step
+        text = tqdm.format_interval((now - since) / (step - first) * left)
+        if not run.forecast_printed:
+            run.forecast_printed = True
+            if run.world.is_main and not sys.stderr.isatty():
+                print(f"about {text} for the {left} steps to come", file=sys.stderr, flush=True)
+        return f"all done in {text}"
+
+
 class LossMonitor:
     """Stop an epoch whose loss is no longer finite, without waiting for the device.
 
@@ -185,20 +212,20 @@ class LossMonitor:
     def __init__(self, steps: int, epoch: int, device: torch.device):
         self.epoch = epoch
         self.losses = torch.zeros(steps, device=device)
+        self.shown = ""  # a recent loss, for the progress bar
         self._arriving = None  # (losses on the host, event)
 
-    def add(self, step: int, loss: Tensor) -> str | None:
-        """Store the loss of a step, a scalar; now and then return a recent one to show."""
+    def add(self, step: int, loss: Tensor) -> None:
+        """Store the loss of a step, a scalar."""
         self.losses[step] = loss
         if (step + 1) % CHECK_LOSS_EVERY:
-            return None
-        shown = None
+            return
         if self._arriving is not None:
             losses, event = self._arriving
             if event is not None and not event.query():
-                return None
+                return
             self._check(losses)
-            shown = f"{losses[-1].item():.3f}"
+            self.shown = f", loss {losses[-1].item():.3f}"
         recent, event = self.losses[: step + 1], None
         if recent.is_cuda:
             host = torch.empty_like(recent, device="cpu", pin_memory=True)
@@ -206,7 +233,6 @@ class LossMonitor:
             event = torch.cuda.Event()
             event.record()
         self._arriving = recent, event
-        return shown
 
     def finish(self) -> None:
         """Check all losses so far."""

@@ -93,6 +93,7 @@ class Run:
         self.history: list[Row] = []
         self.best_confusion: np.ndarray | None = None  # (C, C), of the best epoch
         self.progress = self._new_progress()
+        self.forecast_printed = False
         self.forward: nn.Module = _NetworkAndLosses(model, criterion, args.compile, world.autocast)
         if world.size > 1:
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
