@@ -4,6 +4,7 @@ import collections
 import io
 import os
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -85,6 +86,15 @@ def test_files_that_are_not_a_checkpoint(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         checkpoint.load(tmp_path / "weights.pth")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_torchscript_file_is_one_line_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, that TorchScript is deprecated
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "model.pth")
+    with pytest.raises(UserError, match="TorchScript"):
+        checkpoint.load(tmp_path / "model.pth")
 
 
 def example(**kwargs) -> bytes:

@@ -114,8 +114,7 @@ def load(path: str | os.PathLike) -> dict[Any, Any]:
     path = existing_checkpoint(path)
     try:
         is_zip = zipfile.is_zipfile(path)
-        if not is_zip:
-            _refuse_web_page(path)
+        _refuse_other_kinds(path, is_zip)
         with torch.serialization.safe_globals(NUMPY_DATA):
             # Mapped into memory, an optimizer's state costs nothing where it is not used.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -138,8 +137,14 @@ def load(path: str | os.PathLike) -> dict[Any, Any]:
     return dict(content)
 
 
-def _refuse_web_page(path: Path) -> None:
-    """Recognise what a failed download leaves in place of the file."""
+def _refuse_other_kinds(path: Path, is_zip: bool) -> None:
+    """Recognise a TorchScript file, and what a failed download leaves in place of a checkpoint."""
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise UserError(f"{path}: is a TorchScript file; give the checkpoint it was made from")
+        return
     with open(path, "rb") as file:
         start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html")):
