@@ -150,6 +150,7 @@ class Run:
             "criterion_state_dict": self.criterion.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "rng_state": torch.get_rng_state(),
+            "cuda_rng_state": torch.cuda.get_rng_state() if world.device.type == "cuda" else None,
             "progress": {
                 "steps": progress.steps,
                 "sums": world.sum(progress.sums).tolist(),
@@ -187,6 +188,8 @@ class Run:
             for part in ("model", "criterion", "optimizer", "scheduler"):
                 getattr(self, part).load_state_dict(content[f"{part}_state_dict"])
             torch.set_rng_state(content["rng_state"])
+            if self.world.device.type == "cuda" and content.get("cuda_rng_state") is not None:
+                torch.cuda.set_rng_state(content["cuda_rng_state"])
             progress, self.history = content["progress"], list(content["metrics"])
             confusion = content["best_confusion"]
         except (KeyError, RuntimeError, ValueError) as error:
