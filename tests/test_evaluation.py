@@ -152,6 +152,9 @@ def test_toy_faces_of_the_training_are_drawn_again(small_run, tmp_path, monkeypa
     monkeypatch.setattr(rafdb, "write_rafdb", lambda root: write_rafdb(root, train=7, test=7))
     rafdb.main(["--evaluate", "--checkpoint", "best.pth", *HOST])
     assert "7 images of toy RAF-DB" in capsys.readouterr().out
+    write_rafdb("other", train=7, test=14)  # which is no place to draw
+    rafdb.main(["--evaluate", "--checkpoint", "best.pth", "--raf_path", "other", *HOST])
+    assert "14 images of toy RAF-DB" in capsys.readouterr().out
 
 
 def test_a_network_of_another_recipe_is_refused_before_anything_is_drawn(

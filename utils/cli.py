@@ -207,7 +207,7 @@ class RecipeParser(Parser):
         self.files.add_argument(
             "--figures", choices=("png", "pdf", "svg"), default="png", help="format of figures"
         )
-        self.shared = {action.dest for action in self._actions} - {"help"}
+        self.shared = {action.dest for action in self._actions} - {"help"}  # by all recipes
 
     def run_folder(self, args: argparse.Namespace) -> Path:
         name = self.name if isinstance(self.name, str) else self.name(args)
@@ -285,9 +285,11 @@ def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable
     from utils import checkpoint  # not above: importing PyTorch takes seconds
 
     trained = checkpoint.read_trained(args.checkpoint, dataset=args.dataset)
-    if not any(name.endswith("_path") for name in given):
-        _check_script(args, trained.config, trained.path)
     data = {name: trained.config[name] for name in (*own, "toy") if name in trained.config}
+    if any(name.endswith("_path") for name in given):
+        data.pop("toy", None)  # draw nothing where other data are named
+    else:
+        _check_script(args, trained.config, trained.path)
     network = {**trained.network_flags, "image_size": trained.image_size}
     for name, value in (data | network).items():
         if name not in given:
@@ -340,6 +342,8 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
     if not saved.keys() >= {"batch_size", "epochs", "lr"}:
         raise UserError(f"{path}: not a run's checkpoint, from which it could continue")
     _check_script(args, saved, path)
+    if any(name.endswith("_path") for name in given):
+        saved = {**saved, "toy": args.toy}  # draw nothing where other data are named
     differing = []
     for name in sorted(vars(args).keys() - {*PER_CALL}):
         own = saved.get(name, "none")  # of a flag that is newer than the run
