@@ -98,7 +98,10 @@ def main(argv: list[str] | None = None) -> None:
         optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
     else:
         optimizer = torch.optim.Adam(parameters, lr=args.lr)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.6)
+    if args.schedule == "recipe":
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.6)
+    else:  # cosine decay is applied step by step, see utils/training/engine.py
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
 
     # ---- training --------------------------------------------------------------------------------
     run = Run(args, saved, data, world, model, criterion, optimizer, scheduler)

@@ -18,15 +18,19 @@ from utils.toy.sets import write_rafdb
 from utils.training import engine, evaluation
 from utils.training.run import Run
 
-# What --toy presets; a flag that is given wins.
+# What --toy presets; a flag that is given wins. From scratch DAN's first gradients are so large
+# that learning stalls for epochs unless they are clipped and the learning rate is warmed up.
 TOY = {
     "raf_path": "datasets/toy-raf-basic",
     "pretrained": "none",
     "image_size": 100,
-    "batch_size": 32,
-    # Larger first steps drive the heads' outputs apart, and learning stalls for epochs.
-    "lr": 0.01,
-    "epochs": 11,
+    "batch_size": 16,
+    "optimizer": "adam",
+    "lr": 3e-4,
+    "warmup_epochs": 0.5,
+    "clip_grad": 1.0,
+    "schedule": "cosine",
+    "epochs": 3,
 }
 
 AUGMENT = Augmentation(
@@ -77,7 +81,10 @@ def main(argv: list[str] | None = None) -> None:
         optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=0.9, weight_decay=1e-4)
     else:
         optimizer = torch.optim.Adam(parameters, lr=args.lr)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.1)
+    if args.schedule == "recipe":
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.1)
+    else:  # cosine decay is applied step by step, see utils/training/engine.py
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
 
     # ---- training --------------------------------------------------------------------------------
     run = Run(args, saved, data, world, model, criterion, optimizer, scheduler)

@@ -18,9 +18,9 @@ from utils.errors import UserError
 from utils.training.engine import update
 
 
-def fake_run(parameter, lr, *, warmup=0.0, clip=0.0, epochs_done=0):
+def fake_run(parameter, lr, *, warmup=0.0, clip=0.0, epochs_done=0, schedule="recipe"):
     optimizer = torch.optim.SGD([parameter], lr=lr)
-    args = SimpleNamespace(warmup_epochs=warmup, clip_grad=clip)
+    args = SimpleNamespace(warmup_epochs=warmup, clip_grad=clip, schedule=schedule, epochs=2)
     return SimpleNamespace(args=args, optimizer=optimizer, history=[{}] * epochs_done)
 
 
@@ -35,6 +35,22 @@ def test_warm_up_raises_the_rate_linearly_and_leaves_the_schedule_alone():
         moved.append(-parameter.item() / 0.3)
         assert run.optimizer.param_groups[0]["lr"] == 0.3
     np.testing.assert_allclose(moved, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1, 1], rtol=1e-5)
+
+
+def test_cosine_decay_falls_step_by_step_from_the_first_to_the_last():
+    moved = []
+    for number in range(8):  # two epochs of four steps
+        parameter = torch.zeros(1, requires_grad=True)
+        parameter.grad = torch.ones(1)
+        update(fake_run(parameter, 0.3, epochs_done=number // 4, schedule="cosine"), number % 4, 4)
+        moved.append(-parameter.item() / 0.3)
+    np.testing.assert_allclose(moved, (1 + np.cos(np.pi * np.arange(8) / 8)) / 2, rtol=1e-5)
+
+
+def test_a_cosine_run_cannot_grow(toy_raf, tmp_path, quick):
+    train_raf(toy_raf, tmp_path, "--epochs", "1", "--schedule", "cosine")
+    with pytest.raises(UserError, match=r"--epochs 2 \(it has 1\)"):
+        train_raf(toy_raf, tmp_path, "--resume", "--epochs", "2")
 
 
 def test_clipping_limits_the_norm_of_all_gradients():

@@ -111,6 +111,12 @@ class RecipeParser(Parser):
         group.add_argument(
             "--optimizer", choices=OPTIMIZERS, default=optimizer, help="as the recipe sets it up"
         )
+        group.add_argument(
+            "--schedule",
+            choices=("recipe", "cosine"),
+            default="recipe",
+            help="of the learning rate; cosine falls to 0 step by step until the last epoch ends",
+        )
         add(
             "--warmup_epochs",
             type=not_negative,
@@ -350,7 +356,7 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
         if name not in given or (name, given[name]) == ("precision", "auto"):
             if name in saved and name not in ("device", "output_dir"):
                 setattr(args, name, own)
-        elif name == "epochs" and given[name] < own:
+        elif name == "epochs" and given[name] != own and not may_grow(saved, given[name]):
             differing.append(f"--{name} {given[name]} (it has {own})")
         elif name not in MAY_CHANGE and not name.endswith("_path") and given[name] != own:
             differing.append(f"--{name} {_text(given[name])} (it has {_text(own)})")
@@ -360,6 +366,11 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
             "that out (only --epochs may grow), or start a new run with another --output_dir"
         )
     return Saved(path, content)
+
+
+def may_grow(saved: Mapping[str, Any], epochs: int) -> bool:
+    """Whether a run can continue to more epochs: a cosine schedule ends with the last one."""
+    return epochs > saved["epochs"] and saved.get("schedule") != "cosine"
 
 
 def _check_script(args: argparse.Namespace, config: Mapping[str, Any], path: Path) -> None:

@@ -157,7 +157,8 @@ def train_one_epoch(
 
 
 def update(run: Run, step: int, steps: int) -> None:
-    """Update the parameters after a backward pass, with clipping and warm-up as the flags say.
+    """Update the parameters after a backward pass, with gradient clipping, warm-up and cosine decay
+    as the flags say.
 
     Args:
         step: number of the step, from 0 on, of `steps` in this epoch.
@@ -167,12 +168,12 @@ def update(run: Run, step: int, steps: int) -> None:
         parameters = [parameter for group in groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(parameters, args.clip_grad)
     done = len(run.history) + (step + 1) / steps  # epochs after this step
-    if done >= args.warmup_epochs:
-        run.optimizer.step()
-        return
-    rates = [group["lr"] for group in groups]  # the schedule's, which goes on from them
+    factor = min(1.0, done / args.warmup_epochs) if args.warmup_epochs else 1.0
+    if args.schedule == "cosine":
+        factor *= (1 + math.cos(math.pi * (done - 1 / steps) / args.epochs)) / 2
+    rates = [group["lr"] for group in groups]  # the scheduler's, which goes on from them
     for group in groups:
-        group["lr"] *= done / args.warmup_epochs
+        group["lr"] *= factor
     run.optimizer.step()
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
