@@ -142,7 +142,7 @@ def train_one_epoch(
     seconds = before + time.perf_counter() - started
     progress.row = {
         "epoch": epoch,
-        "lr": run.optimizer.param_groups[0]["lr"],
+        "lr": run.optimizer.param_groups[0]["lr"] * rate_factor(run, len(loader) - 1, len(loader)),
         **dict(zip(LOSS_TERMS, means[:-1], strict=True)),
         "train_accuracy": means[-1],
         "val_loss": math.nan,
@@ -167,16 +167,23 @@ def update(run: Run, step: int, steps: int) -> None:
     if args.clip_grad:
         parameters = [parameter for group in groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(parameters, args.clip_grad)
-    done = len(run.history) + (step + 1) / steps  # epochs after this step
-    factor = min(1.0, done / args.warmup_epochs) if args.warmup_epochs else 1.0
-    if args.schedule == "cosine":
-        factor *= (1 + math.cos(math.pi * (done - 1 / steps) / args.epochs)) / 2
+    factor = rate_factor(run, step, steps)
     rates = [group["lr"] for group in groups]  # the scheduler's, which goes on from them
     for group in groups:
         group["lr"] *= factor
     run.optimizer.step()
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
+
+
+def rate_factor(run: Run, step: int, steps: int) -> float:
+    """What warm-up and cosine decay multiply the learning rate of a step by."""
+    args = run.args
+    done = len(run.history) + (step + 1) / steps  # epochs after this step
+    factor = min(1.0, done / args.warmup_epochs) if args.warmup_epochs else 1.0
+    if args.schedule == "cosine":
+        factor *= (1 + math.cos(math.pi * (done - 1 / steps) / args.epochs)) / 2
+    return factor
 
 
 class Forecast:
