@@ -261,6 +261,15 @@ def test_splits_of_other_names_and_one_folder_around_all(folders, train, val, ar
     assert (len(data.train), len(data.val)) == (3, 2)
 
 
+def test_three_splits_keep_their_parts(folders):
+    """Validation images choose the epoch, test images are reported on, as FER2013's."""
+    classes = {"a": 2, "b": 2}
+    root = folders(train=classes, val={"a": 1, "b": 2}, test={"a": 3, "b": 1})
+    data = read_affectnet(root)
+    assert [len(split) for split in data.splits.values()] == [4, 3, 4]
+    assert data.test.path(3) == root / "test/b/0.png"
+
+
 def rafdb_folders(root):
     """RAF-DB in the form in which most people have it."""
     for split, digits in (("train", 5), ("test", 4)):

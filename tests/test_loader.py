@@ -34,6 +34,7 @@ def load(split, *, cached=True, epoch=0, **kwargs):
         (images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels, *_ in loader.epoch(epoch)
     ]
     assert len(batches) == len(loader)
+    loader.close()
     return batches
 
 
@@ -62,6 +63,7 @@ def test_workers_that_stay_follow_the_epoch(tmp_path):
     for epoch in (0, 1, 0):
         seen = [images[:, 0, 0, 0].tolist() for images, *_ in loader.epoch(epoch)]
         assert seen == [indices for indices, _ in load(split, order=shuffled, epoch=epoch)]
+    loader.close()
 
 
 def test_shuffled_shows_every_image_once(tmp_path):

@@ -203,8 +203,9 @@ class Scan:
             notes += (f"{plural(self.left_out, 'image')} left out, listed in {BAD_IMAGES}",)
         if self.others:
             notes += (f"not images, and left out: {describe_others(self.others)}",)
+        train, val, *test = self.splits
         return FaceData(
-            *(self.name, self.class_names, *self.splits, self.root),
+            *(self.name, self.class_names, train, val, self.root, *test),
             toy=toy,
             published=self.published,
             notes=notes,
@@ -327,7 +328,7 @@ def _read_rafdb_labels(path: Path) -> tuple[dict[str, tuple[int, int]], list[Pro
 
 # What lies at the top of AffectNet as its authors distribute it, before conversion.
 RAW_AFFECTNET = ("train_set", "Manually_Annotated_Images", "Manually_Annotated", "affectnet.csv")
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+SPLIT_NAMES = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 # FER2013's training images per class, which its class folders 0-6 are recognised by.
 _FER2013_COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 
@@ -398,15 +399,15 @@ def affectnet_run_name(root: str | os.PathLike, num_class: int | None) -> str:
     return f"affectnet-{num_class or len(labels.AFFECTNET)}"
 
 
-def find_splits(root: Path) -> tuple[Path, Path] | None:
-    """`train/` and `val/` by any of their usual names, in `root` or in the only folder there."""
+def find_splits(root: Path) -> list[Path] | None:
+    """`train/`, `val/` and `test/` by any of their usual names, in `root` or in the only folder
+    there; one of the latter two may be missing."""
     folders = {path.name.lower(): path for path in _subfolders(root)}
     found = [
-        next((folders[name] for name in names if name in folders), None)
-        for names in SPLIT_NAMES.values()
+        next((folders[name] for name in names if name in folders), None) for names in SPLIT_NAMES
     ]
-    if all(found):
-        return tuple(found)
+    if found[0] and any(found[1:]):
+        return [folder for folder in found if folder]
     if len(folders) == 1 and not any(found):
         return find_splits(*folders.values())
     return None
@@ -451,13 +452,13 @@ def _refuse_other_numbers(
 
 def _scan_class_folders(
     root: Path,
-    folders: tuple[Path, Path],
+    folders: Sequence[Path],
     keys: Sequence[str],
     name: str,
     class_names: tuple[str, ...],
     published: Mapping[str, Sequence[int]] | None = None,
 ) -> Scan:
-    """Read both splits of a tree of class folders; labels index `keys`, the folders' names."""
+    """Read the splits of a tree of class folders; labels index `keys`, the folders' names."""
     excluded, left_out = {os.fsencode(path) for path in bad_images(root)}, 0
     splits, problems, others = [], [], Counter()
     for folder in folders:
