@@ -1,5 +1,6 @@
 """The check of a data set: every bad file and label on a line, and nothing else."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.affectnet_layouts import write_npy_release
 from utils import check_data
 from utils.convert_affectnet import convert
 from utils.data.datasets import read_affectnet, read_rafdb
+from utils.data.duplicates import find_matches, same_photo, thumbnail
 from utils.errors import UserError
+from utils.labels import RAFDB
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,7 +33,9 @@ def write_folders(root: Path, classes: str, count: int = 2) -> Path:
         for name in classes:
             (root / split / name).mkdir(parents=True)
             for index in range(count):
-                Image.new("RGB", (8, 8)).save(root / split / name / f"{index}.png")
+                noise = np.random.default_rng([*f"{split}{name}{index}".encode()])
+                pixels = noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
     return root
 
 
@@ -46,7 +51,9 @@ def check(capsys, root: Path, *flags: str) -> tuple[int, list[str], str]:
 def test_a_good_set_is_one_line(capsys, raf, workers):
     code, lines, summary = check(capsys, raf, "--workers", workers)
     assert (code, lines) == (0, [])
-    assert summary == f"{raf}: RAF-DB, 7 classes, 70 images, 0 bad files, 0 bad labels"
+    assert (
+        summary == f"{raf}: RAF-DB, 7 classes, 70 images, 0 bad files, 0 bad labels, 0 duplicates"
+    )
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -66,7 +73,7 @@ def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
     (faces / "train_00007_aligned.jpg").unlink()
     (faces / "train_00008_aligned.jpg").unlink()
     code, lines, summary = check(capsys, raf, "--workers", workers)
-    assert code == 1 and summary.endswith(", 68 images, 7 bad files, 3 bad labels")
+    assert code == 1 and summary.endswith(", 68 images, 7 bad files, 3 bad labels, 0 duplicates")
     named = [line.partition(": ")[0] for line in lines]
     assert named == [
         *(f"EmoLabel/list_patition_label.txt:{number}" for number in (71, 72, 73)),
@@ -86,7 +93,7 @@ def test_class_folders(capsys, tmp_path):
     code, lines, summary = check(capsys, root)
     assert code == 1
     assert [line.partition(": ")[0] for line in lines] == ["val/b", "train/a/0.png"]
-    assert summary == f"{root}: mine, 3 classes, 10 images, 1 bad file, 1 bad label"
+    assert summary == f"{root}: mine, 3 classes, 10 images, 1 bad file, 1 bad label, 0 duplicates"
 
 
 def test_files_that_are_not_images_are_named(capsys, tmp_path):
@@ -139,8 +146,9 @@ def test_a_release_is_to_be_converted_first_and_can_be_checked_then(capsys, tmp_
     convert(tmp_path)
     capsys.readouterr()
     code, lines, summary = check(capsys, tmp_path)
-    assert code == 1 and len(lines) == 1 and lines[0].startswith("train/3/3.jpg: ")
-    assert "16 images, 1 bad file," in summary
+    assert code == 1 and lines[0].startswith("train/3/3.jpg: ")
+    # Both splits hold the same flat images.
+    assert "16 images, 1 bad file, 0 bad labels, 7 duplicates" in summary
 
 
 @pytest.mark.parametrize("kind", ["absent", "long", "file", "empty"])
@@ -181,6 +189,91 @@ def test_script(raf, monkeypatch):
     cut = f"{sys.executable} utils/check_data.py {raf} | head -n 1"
     piped = subprocess.run(cut, shell=True, **run)
     assert piped.stdout.count("\n") == 1 and "Traceback" not in piped.stderr
+
+
+def crop(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    box = (0.03 * width, 0.06 * height, 0.93 * width, 0.96 * height)
+    return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+
+
+@pytest.fixture(scope="module")
+def faces(toy_raf, photo):
+    """70 toy faces, some of the same person, and 9 parts of a photo."""
+    picture = Image.open(photo)
+    toys = [Image.open(path) for path in sorted((toy_raf / "Image/aligned").iterdir())]
+    corners = [(170 * x, 200 * y) for x in range(3) for y in range(3)]
+    return [*toys, *(picture.crop((x, y, x + 170, y + 200)) for x, y in corners)]
+
+
+@pytest.mark.parametrize("transform", ["flip", "jpeg", "crop", "half", "double", "all"])
+def test_copies_are_found_and_nothing_else(faces, transform):
+    def change(image: Image.Image) -> Image.Image:
+        if transform in ("flip", "all"):
+            image = ImageOps.mirror(image)
+        if transform in ("crop", "all"):
+            image = crop(image)
+        if transform in ("half", "double"):
+            factor = 0.5 if transform == "half" else 2
+            image = image.resize([round(factor * side) for side in image.size])
+        if transform == "jpeg":
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=50)
+            image = Image.open(file)
+        return image
+
+    images = [np.asarray(image) for image in (*faces, *map(change, faces[::4]))]
+    matches = find_matches(np.stack([thumbnail(image) for image in images]))
+    found = {
+        (min(match[:2]), max(match[:2])): match.flipped
+        for match in matches
+        if same_photo(images[match.shown], images[match.other], match)
+    }
+    copies = range(len(faces), len(images))
+    expected = {(4 * i, copy): transform in ("flip", "all") for i, copy in enumerate(copies)}
+    assert found == expected
+
+
+def test_duplicates_are_listed_with_both_places_and_labels(capsys, raf):
+    """And --exclude leaves out the training image, or the second of a split."""
+    faces = raf / "Image/aligned"
+    (raf / "toy.json").unlink()
+    labels = dict(
+        line.split() for line in (raf / "EmoLabel/list_patition_label.txt").read_text().splitlines()
+    )
+    names = dict(zip("1234567", RAFDB, strict=True))
+    sources = {"train_00030": "test_0003", "train_00031": "train_00005", "test_0009": "test_0004"}
+    for copy, source in sources.items():
+        image = Image.open(faces / f"{source}_aligned.jpg")
+        if copy == "train_00030":
+            image = ImageOps.mirror(crop(image))
+        image.save(faces / f"{copy}_aligned.jpg", quality=60)
+    code, lines, summary = check(capsys, raf, "--workers", "1")
+    assert code == 1 and summary.endswith(", 3 duplicates (1 between splits)")
+    for line, (copy, source) in zip(lines, sources.items(), strict=True):
+        one, other = (names[labels[f"{name}.jpg"]] for name in (copy, source))
+        assert line.startswith(f"Image/aligned/{copy}_aligned.jpg: ")
+        assert f"Image/aligned/{source}_aligned.jpg" in line and ("mirror" in line) == (
+            one != other
+        )
+        assert (f"({one}, there {other})" if one != other else f"(both {one})") in line
+    assert check_data.main([str(raf), "--workers", "1", "--exclude"]) == 1
+    data = read_rafdb(raf)
+    assert (len(data.train), len(data.val)) == (47, 20)
+    assert check_data.main([str(raf), "--workers", "1"]) == 0
+
+
+def test_identical_and_flat_images(capsys, tmp_path):
+    """Copies of one file are paired with the first; flat images only with those of their shade."""
+    root = write_folders(tmp_path, "ab")
+    for name in ("train/b/2.png", "train/b/3.png", "val/a/2.png"):
+        shutil.copy(root / "train/a/1.png", root / name)
+    for shade, name in ((0, "train/a/4.png"), (90, "train/b/4.png"), (90, "val/b/4.png")):
+        Image.new("L", (40, 40), shade).save(root / name)
+    code, lines, _ = check(capsys, root, "--workers", "1")
+    named = {line.partition(": ")[0] for line in lines}
+    assert code == 1
+    assert named == {"train/a/1.png", "train/b/2.png", "train/b/3.png", "train/b/4.png"}
 
 
 def test_images_are_decoded_as_training_does(capsys, tmp_path):

@@ -3,10 +3,13 @@
     python utils/check_data.py datasets/raf-basic
     python utils/check_data.py datasets/raf-basic --exclude
 
-decodes every image, and prints each bad file, bad label and class without images on a line of its
-own, then a summary. Exit code: 0 if all is well, 1 if something is bad, 2 if there is no data set.
-With --exclude the bad images are written to bad_images.csv in the data set's folder, and training
-leaves them out. RAF-DB and class folders are checked; AffectNet has to be converted first.
+decodes every image, and prints each bad file, bad label, class without images and duplicate on a
+line of its own, then a summary. A duplicate shows the same photo as another image, also flipped,
+recompressed, resized or cropped by 10 %; between training and test images it is a leak. Exit code:
+0 if all is well, 1 if something is wrong, 2 if there is no data set. With --exclude the bad images
+and the duplicates are written to bad_images.csv in the data set's folder, and training leaves them
+out: of a training and a test image it leaves out the training image, otherwise the second. RAF-DB
+and class folders are checked; AffectNet has to be converted first.
 """
 
 import csv
@@ -17,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 if __name__ == "__main__":  # run as a file from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,6 +37,7 @@ from utils.data.datasets import (
     scan_affectnet,
     scan_rafdb,
 )
+from utils.data.duplicates import SIDE, find_matches, same_photo, thumbnail
 from utils.data.images import describe_others, read_rgb
 from utils.errors import UserError, exit_on_user_error, one_line, plural, writing
 from utils.progress import progress
@@ -44,7 +50,8 @@ def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -
 
     Args:
         workers: processes that decode.
-        exclude: write the bad images to BAD_IMAGES, so that training leaves them out.
+        exclude: write the bad images and the duplicates to BAD_IMAGES, so that training leaves
+            them out.
 
     Returns:
         Whether all is well.
@@ -61,27 +68,35 @@ def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -
         print(one_line(f"{root}/{problem}"))
     problems = list(scan.problems)
     total = sum(map(len, scan.splits))
+    thumbnails, good = np.empty((total, SIDE, SIDE, 3), np.uint8), np.zeros(total, bool)
     with progress(total=total, desc="decode", unit="img") as bar:
-        for problem in decode(root, scan.splits, workers):
-            if problem is not None:
-                bar.write(one_line(f"{root}/{problem}"), file=sys.stdout)
-                problems.append(problem)
+        for index, result in enumerate(decode(root, scan.splits, workers)):
+            if isinstance(result, Problem):
+                bar.write(one_line(f"{root}/{result}"), file=sys.stdout)
+                problems.append(result)
+            else:
+                thumbnails[index], good[index] = result, True
             bar.update()
     bad_labels = sum(problem.of_label for problem in problems)
     bad_files = [problem for problem in problems if not problem.of_label]
+    duplicates, leaks = find_duplicates(scan, thumbnails, np.flatnonzero(good))
+    for duplicate in duplicates:
+        print(one_line(f"{root}/{duplicate}"))
     if scan.others:
         print(f"{root}: not images: {describe_others(scan.others)}")
     print(
         one_line(
             f"{root}: {scan.name}, {len(scan.class_names)} classes, "
             f"{plural(total, 'image')}, {plural(len(bad_files), 'bad file')}, "
-            f"{plural(bad_labels, 'bad label')}"
+            f"{plural(bad_labels, 'bad label')}, {plural(len(duplicates), 'duplicate')}"
+            + (f" ({leaks:,} between splits)" if duplicates else "")
         )
     )
-    if exclude and bad_files:
-        write_bad_images(root / BAD_IMAGES, bad_files)
-        print(f"{root / BAD_IMAGES}: {plural(len(bad_files), 'image')} that training leaves out")
-    return not problems and not scan.others
+    if exclude and (bad_files or duplicates):
+        write_bad_images(root / BAD_IMAGES, [*bad_files, *duplicates])
+        count = plural(len(bad_files) + len(duplicates), "image")
+        print(f"{root / BAD_IMAGES}: {count} that training leaves out")
+    return not problems and not duplicates and not scan.others
 
 
 def recognise(root: Path) -> Scan:
@@ -106,8 +121,8 @@ def recognise(root: Path) -> Scan:
     )
 
 
-def decode(root: Path, splits: Sequence[Split], workers: int) -> Iterator[Problem | None]:
-    """Decode every image; what is wrong with it, or None, in their order."""
+def decode(root: Path, splits: Sequence[Split], workers: int) -> Iterator[Problem | np.ndarray]:
+    """Decode every image, in order; yield what is wrong with it, or its thumbnail."""
     tasks = (
         (root, split.root, split.names[start : start + IMAGES_PER_TASK])
         for split in splits
@@ -122,23 +137,60 @@ def decode(root: Path, splits: Sequence[Split], workers: int) -> Iterator[Proble
         workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     ) as pool:
         while block := list(islice(tasks, 16 * workers)):  # few tasks wait at a time
-            for problems in pool.map(_decode, block):
-                yield from problems
+            for results in pool.map(_decode, block):
+                yield from results
 
 
-def _decode(task: tuple[Path, Path, Sequence[bytes]]) -> list[Problem | None]:
+def _decode(task: tuple[Path, Path, Sequence[bytes]]) -> list[Problem | np.ndarray]:
     root, folder, names = task
-    problems = []
+    results = []
     for name in names:
         path = folder / os.fsdecode(name)
         try:
-            read_rgb(path)
+            results.append(thumbnail(read_rgb(path)))
         except UserError as error:
             where = os.path.relpath(path, root)
-            problems.append(Problem(where, str(error).removeprefix(one_line(f"{path}: "))))
-        else:
-            problems.append(None)
-    return problems
+            results.append(Problem(where, str(error).removeprefix(one_line(f"{path}: "))))
+    return results
+
+
+def find_duplicates(
+    scan: Scan, thumbnails: np.ndarray, good: np.ndarray
+) -> tuple[list[Problem], int]:
+    """Find images that show the same photo as another.
+
+    Args:
+        thumbnails: of all images, split after split: (N, SIDE, SIDE, 3) uint8.
+        good: indices of those that could be decoded.
+
+    Returns:
+        The image to leave out of each pair, each once, and how many are copies between splits.
+    """
+    splits = np.repeat(np.arange(len(scan.splits)), [len(split) for split in scan.splits])
+    starts = np.searchsorted(splits, splits)
+    good_thumbnails = thumbnails if len(good) == len(thumbnails) else thumbnails[good]
+    pairs = []
+    for match in progress(find_matches(good_thumbnails), desc="compare", unit="pair"):
+        images = [int(good[match.shown]), int(good[match.other])]
+        paths = [scan.splits[splits[i]].path(i - starts[i]) for i in images]
+        if same_photo(*map(read_rgb, paths), match):
+            # The image of the later split stays: a test image. Within a split, the first.
+            kept, dropped = sorted(images, key=lambda i: (-splits[i], i))
+            pairs.append((dropped, kept, match.flipped))
+    duplicates, leaks = {}, 0
+    for dropped, kept, flipped in sorted(pairs, key=lambda p: (p[0], -splits[p[1]], p[2])):
+        if dropped in duplicates:
+            continue
+        places, names = [], []
+        for i in (dropped, kept):
+            split = scan.splits[splits[i]]
+            places.append(os.path.relpath(split.path(i - starts[i]), scan.root))
+            names.append(scan.class_names[split.labels[i - starts[i]]])
+        label = f"both {names[0]}" if names[0] == names[1] else f"{names[0]}, there {names[1]}"
+        how = "the mirrored photo of" if flipped else "the same photo as"
+        duplicates[dropped] = Problem(places[0], f"{how} {places[1]} ({label})")
+        leaks += int(splits[dropped] != splits[kept])
+    return list(duplicates.values()), leaks
 
 
 def write_bad_images(path: Path, problems: Sequence[Problem]) -> None:
@@ -152,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("path", metavar="PATH", help="folder of the data set")
     parser.add_argument(
-        "--exclude", action="store_true", help=f"write the bad images to {BAD_IMAGES}"
+        "--exclude", action="store_true", help=f"write what is to be left out to {BAD_IMAGES}"
     )
     parser.add_argument(
         "--workers",

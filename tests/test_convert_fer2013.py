@@ -1,0 +1,213 @@
+"""FER2013 and FER+ as users have them -> class folders."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import convert_fer2013
+from utils.convert_fer2013 import FER2013, VOTES, majority
+from utils.data.datasets import UNFINISHED, read_affectnet
+from utils.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+USAGES = ("Training", "PublicTest", "PrivateTest")
+PLUS_HEADER = ["Usage", "Image name", *VOTES]
+
+
+def pixels(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (48, 48), dtype=np.uint8)
+
+
+def write_csv(path: Path, rows: list, header: list) -> Path:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def write_fer2013(path: Path) -> Path:
+    """An image of each class in each split: row 7 * split + code shows pixels(row)."""
+    rows = []
+    for number in range(21):
+        text = " ".join(map(str, pixels(number).ravel()))
+        rows.append([number % 7, text, USAGES[number // 7]])
+    return write_csv(path, rows, ["emotion", "pixels", "Usage"])
+
+
+def votes(*, image: bool = True, **counts: int) -> list:
+    return ["fer.png" if image else "", *(counts.get(name, 0) for name in VOTES)]
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """All files below the splits, also hidden ones."""
+    folders = [root / split for split in ("train", "val", "test")]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def report(root: Path) -> dict[str, str]:
+    with open(root / "convert_report.csv", newline="") as file:
+        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_pixels_classes_and_splits(tmp_path, capsys):
+    """Every image in the folder of its class and split, unchanged; and training reads them."""
+    convert_fer2013.main(
+        ["--fer2013", str(write_fer2013(tmp_path / "fer2013.csv")), "--output", str(tmp_path)]
+    )
+    assert len(tree(tmp_path)) == 21 and not (tmp_path / UNFINISHED).exists()
+    for number in range(21):
+        split, name = ("train", "val", "test")[number // 7], FER2013[number % 7]
+        image = Image.open(tmp_path / split / name / f"fer{number:07d}.png")
+        assert image.mode == "L" and np.array_equal(image, pixels(number))
+    out = capsys.readouterr().out
+    assert "7,215" in out and "28,709" in out  # published
+    data = read_affectnet(tmp_path)
+    assert data.class_names == tuple(sorted(FER2013))
+    assert data.train.root.name == "train" and data.val.root.name == "val"
+
+
+def test_the_other_spelling_in_a_folder(tmp_path):
+    with open(write_fer2013(tmp_path / "fer2013.csv"), newline="") as file:
+        rows = [[emotion, usage, pixel] for emotion, pixel, usage in list(csv.reader(file))[1:]]
+    folder = tmp_path / "icml"
+    write_csv(folder / "icml_face_data.csv", rows, ["emotion", " Usage", " pixels"])
+    for source in (folder, tmp_path / "fer2013.csv"):
+        convert_fer2013.convert(source, output=tmp_path / source.stem)
+    assert tree(tmp_path / "icml") == tree(tmp_path / "fer2013")
+
+
+@pytest.mark.parametrize(
+    ("counts", "label"),
+    [
+        ({"happiness": 10}, "happiness"),
+        ({"neutral": 6, "surprise": 1, "sadness": 1, "unknown": 2}, "neutral"),  # 6 of 8
+        ({"neutral": 5, "sadness": 5}, ""),  # half is not more than half
+        ({"neutral": 4, "sadness": 1, "anger": 3, "disgust": 2}, ""),  # 4 of 9
+        ({"fear": 3, "anger": 2}, "fear"),  # 3 of 5
+        ({"fear": 2, "anger": 1, "neutral": 1, "sadness": 1, "contempt": 1}, "fear"),  # 2 of 2
+        (dict.fromkeys(VOTES, 1), ""),  # nothing is left
+        ({"unknown": 6, "neutral": 4}, ""),
+        ({"NF": 10}, ""),
+        ({"contempt": 5, "NF": 4, "unknown": 1}, "contempt"),  # 5 of 9
+    ],
+)
+def test_majority(counts, label):
+    found, reason = majority([str(count) for count in votes(**counts)[1:]], "row")
+    assert (found if not reason else "") == label
+
+
+def test_ferplus_replaces_labels_and_says_what_it_leaves_out(tmp_path):
+    rows = [[USAGES[i // 7], *votes(contempt=9, anger=1)] for i in range(21)]
+    rows[0][1:] = votes(neutral=5, anger=5)
+    rows[8][1:] = votes(image=False, NF=10)
+    rows[9][1:] = votes(unknown=8)
+    plus = write_csv(tmp_path / "plus.csv", rows, PLUS_HEADER)
+    source = write_fer2013(tmp_path / "fer2013.csv")
+    convert_fer2013.convert(source, ferplus=plus, output=tmp_path / "out")
+    files = tree(tmp_path / "out")
+    assert len(files) == 18 and all(path.split("/")[1] == "contempt" for path in files)
+    reasons = report(tmp_path / "out")
+    assert list(reasons) == ["fer0000000.png", "fer0000008.png", "fer0000009.png"]
+    assert "majority" in reasons["fer0000000.png"] and "removed" in reasons["fer0000008.png"]
+    with pytest.raises(UserError, match=r"2. files.*another --output"):  # of other labels
+        convert_fer2013.convert(source, ferplus=plus, output=_converted(source, tmp_path / "o"))
+
+
+def _converted(source: Path, output: Path) -> Path:
+    convert_fer2013.convert(source, output=output)
+    return output
+
+
+def test_folders_of_images_with_label_csv(tmp_path):
+    for folder in convert_fer2013.FOLDERS:
+        rows = []
+        for number in range(4):
+            name, where = f"fer{number:07d}.png", tmp_path / folder
+            rows.append([name, "(0, 0, 48, 48)", *votes(anger=8, fear=2)[1:]])
+            where.mkdir(exist_ok=True)
+            Image.fromarray(pixels(number)).save(where / name)
+        write_csv(where / "label.csv", rows[1:], rows[0])
+    (tmp_path / "FER2013Test/fer0000002.png").unlink()
+    (tmp_path / "FER2013Test/fer0000003.png").write_bytes(b"\x89PNG")
+    convert_fer2013.convert(tmp_path, output=tmp_path / "out")
+    files = tree(tmp_path / "out")
+    assert len(files) == 10
+    source = tmp_path / "FER2013Valid/fer0000001.png"
+    assert files["val/anger/fer0000001.png"] == source.read_bytes()
+    reasons = report(tmp_path / "out")
+    assert reasons["fer0000002.png"].startswith("missing")
+    assert reasons["fer0000003.png"].startswith("unreadable")
+
+
+def test_interrupted_and_repeated(tmp_path, monkeypatch):
+    """Files are whole or absent, training refuses the rest, and repeating completes it."""
+    source, whole, out = write_fer2013(tmp_path / "f.csv"), tmp_path / "whole", tmp_path / "out"
+    convert_fer2013.convert(source, output=whole)
+    done, replace = [], os.replace
+
+    def stop(*paths):
+        if len(done) == 9:
+            raise KeyboardInterrupt
+        done.append(replace(*paths))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        convert_fer2013.convert(source, output=out)
+    files = {path: content for path, content in tree(out).items() if "/." not in path}
+    assert len(files) == 9 and files.items() <= tree(whole).items()
+    assert str(source) in (out / UNFINISHED).read_text()  # how to continue
+    with pytest.raises(UserError, match="interrupted"):
+        read_affectnet(out)
+    convert_fer2013.convert(source, output=out)
+    assert tree(out) == tree(whole)
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    convert_fer2013.convert(source, output=out)
+    assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([3, "1 2 3", "Training"], r"f\.csv:23: .* 3 pixels"),
+        ([3, "x " * 2304, "Training"], r"f\.csv:23"),
+        ([3, "0 " * 2303 + "256", "Training"], r"up to 256"),
+        ([7, "0 " * 2304, "Training"], r"emotion '7'"),
+        ([3, "0 " * 2304, "Test"], r"Usage 'Test'"),
+        ([3, "0 " * 2304], r"f\.csv:23: has 2 fields"),
+    ],
+)
+def test_damaged_rows_are_named(tmp_path, row, message):
+    source = write_fer2013(tmp_path / "f.csv")
+    with open(source, "a", newline="") as file:
+        csv.writer(file).writerow(row)
+    with pytest.raises(UserError, match=message):
+        convert_fer2013.convert(source, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes(tmp_path):
+    source = write_fer2013(tmp_path / "fer2013.csv")
+    rows = [[usage, *votes(anger=10)] for usage in USAGES for _ in range(7)]
+    short = write_csv(tmp_path / "short.csv", rows[:-1], PLUS_HEADER)
+    shuffled = write_csv(tmp_path / "shuffled.csv", rows[::-1], PLUS_HEADER)
+    (tmp_path / "empty").mkdir()
+    for where, plus, message in (
+        (source, short, "20 rows, but .* has 21"),
+        (source, shuffled, "shuffled.csv:2: Usage 'PrivateTest'"),
+        (source, source, "no column Image name, neutral"),
+        (short, None, "no column emotion, pixels"),
+        (tmp_path / "empty", None, "holds none of FER2013Train"),
+        (tmp_path / "nothing.csv", None, "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert_fer2013.convert(where, ferplus=plus, output=tmp_path / "out")
+    command = [sys.executable, "utils/convert_fer2013.py", "--fer2013", str(tmp_path / "x")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -1,0 +1,280 @@
+"""Turn FER2013 into the class folders that training reads, with its own labels or those of FER+.
+
+    python utils/convert_fer2013.py --fer2013 fer2013.csv
+    python utils/convert_fer2013.py --fer2013 fer2013.csv --ferplus fer2013new.csv
+    python utils/convert_fer2013.py --fer2013 FOLDER
+
+writes 48x48 PNG files to train/<class>/, val/<class>/ and test/<class>/ (Training, PublicTest and
+PrivateTest), and convert_report.csv with every image that was left out and why. FOLDER holds
+fer2013.csv or icml_face_data.csv, or FER+'s FER2013Train/, FER2013Valid/ and FER2013Test/ with
+images and a label.csv each. FER+'s label is the one that most of its ten annotators gave.
+An interrupted conversion continues when it is started again.
+"""
+
+import csv
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import Parser
+from utils.data.datasets import UNFINISHED
+from utils.data.images import read_rgb, walk_files
+from utils.errors import UserError, exit_on_user_error, plural, writing
+from utils.progress import progress
+
+SPLITS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
+FOLDERS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
+FER2013 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # codes 0-6
+FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+VOTES = (*FERPLUS, "unknown", "NF")  # NF: not a face
+# Images of each class of FER2013. FER+ publishes votes, but no counts.
+COUNTS = {
+    "train": (3995, 436, 4097, 7215, 4830, 3171, 4965),
+    "val": (467, 56, 496, 895, 653, 415, 607),
+    "test": (491, 55, 528, 879, 594, 416, 626),
+}
+SIDE = 48  # pixels
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
+
+
+@dataclass(slots=True)
+class Face:
+    split: str  # train, val or test
+    name: str  # of the PNG file
+    label: str  # class, or the votes where they do not give one
+    source: np.ndarray | Path  # (48, 48) uint8, or an image file
+    reason: str = ""  # why it is left out; empty where it is used
+
+    @property
+    def target(self) -> str:
+        return f"{self.split}/{self.label}/{self.name}"
+
+
+def convert(
+    fer2013: str | os.PathLike,
+    *,
+    ferplus: str | os.PathLike | None = None,
+    output: str | os.PathLike = "datasets/FER2013",
+) -> str:
+    """Write class folders for FER2013.
+
+    Args:
+        fer2013: the CSV file with the pixels, or a folder as described above.
+        ferplus: FER+'s CSV file of votes, `fer2013new.csv`.
+        output: where `train/`, `val/` and `test/` go.
+
+    Returns:
+        A table of images per class beside the published counts, and why images were left out.
+
+    Raises:
+        UserError: a file is missing, damaged or another one, or no image can be used; or the
+            output folder holds other images, or cannot be written.
+    """
+    path, output, classes = Path(fer2013), Path(output), FER2013
+    found = next((name for name in (*FOLDERS, *CSV_NAMES) if (path / name).exists()), None)
+    if path.is_dir() and found is None:
+        raise UserError(f"{path}: holds none of {', '.join((*FOLDERS, *CSV_NAMES))}; name the file")
+    if found in FOLDERS:
+        faces, classes = list(_read_folders(path)), FERPLUS
+    else:
+        path = path / found if found else path
+        faces = list(_read_csv(path))
+        if ferplus is not None:
+            _read_votes(Path(ferplus), faces, path)
+            classes = FERPLUS
+    todo = [face for face in faces if not face.reason]
+    with writing(output):
+        _refuse_other_images(output, {face.target for face in todo})
+        for split in SPLITS.values():
+            for name in classes:
+                (output / split / name).mkdir(parents=True, exist_ok=True)
+        flags = ["--fer2013", str(fer2013), "--output", str(output)]
+        flags += ["--ferplus", str(ferplus)] if ferplus else []
+        # The marker says how to continue.
+        (output / UNFINISHED).write_text(shlex.join(["python", "utils/convert_fer2013.py", *flags]))
+        for face in progress(todo, desc="images", unit="img"):
+            face.reason = _write_image(face, output)
+        dropped = [face for face in faces if face.reason]
+        rows = [f"{face.split},{face.name},{face.label},{face.reason}\n" for face in dropped]
+        report = "".join(["split,image,label,reason\n", *rows])
+        _replace(f"{output}/convert_report.csv", report.encode())
+        (output / UNFINISHED).unlink()
+    return _summary(faces, classes, output)
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> Iterator[Face]:
+    table = _read_table(path, ["Usage", "emotion", "pixels"])
+    rows = enumerate(progress(table, desc="read", unit="img"))
+    for number, (line, (usage, emotion, text)) in rows:
+        is_numbers = text.replace(" ", "").isdigit()
+        pixels = np.fromstring(text, dtype=np.int64, sep=" ") if is_numbers else np.array([])
+        is_image = pixels.size == SIDE**2 and pixels.max() <= 255
+        if not is_image or usage not in SPLITS or emotion not in [*"0123456"]:
+            raise UserError(
+                f"{path}:{line}: Usage {usage[:20]!r}, emotion {emotion[:20]!r} and "
+                f"{plural(pixels.size, 'pixel')} up to {pixels.max(initial=0)} are not a row of "
+                f"FER2013, which has {SIDE**2:,} pixels from 0 to 255; get another copy"
+            )
+        image, name = pixels.reshape(SIDE, SIDE).astype(np.uint8), f"fer{number:07d}.png"
+        yield Face(SPLITS[usage], name, FER2013[int(emotion)], image)
+
+
+def _read_votes(path: Path, faces: Sequence[Face], pixels: Path) -> None:
+    """Replace the labels by FER+'s. Faces keep their names, which number the rows: those in FER+'s
+    table do not always do so, and are empty where FER+ removed an image."""
+    rows = list(_read_table(path, ["Usage", "Image name", *VOTES]))
+    if len(rows) != len(faces):
+        raise UserError(
+            f"{path}: has {plural(len(rows), 'row')}, but {pixels} has {len(faces):,}; they must "
+            "describe the same images in the same order"
+        )
+    for face, (line, (usage, name, *votes)) in zip(faces, rows, strict=True):
+        if SPLITS.get(usage) != face.split:
+            raise UserError(f"{path}:{line}: Usage {usage!r} is not that of this row in {pixels}")
+        face.label, face.reason = majority(votes, f"{path}:{line}")
+        face.reason = face.reason if name else "removed by FER+"
+
+
+def _read_folders(root: Path) -> Iterator[Face]:
+    for folder, split in FOLDERS.items():
+        path = root / folder / "label.csv"
+        for line, (name, *cells) in _read_rows(path):
+            label, reason = majority(cells[-len(VOTES) :], f"{path}:{line}")
+            yield Face(split, os.path.basename(name), label, path.with_name(name), reason)
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of some columns, without spaces around them."""
+    rows = _read_rows(path)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    if missing := [name for name in columns if name not in header]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
+    indices = [header.index(name) for name in columns]
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}:{line}: has {plural(len(row), 'field')}, but the header {len(header)}; "
+                "get another copy"
+            )
+        yield line, [row[index].strip() for index in indices]
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            yield from ((rows.line_num, row) for row in rows if row)
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a CSV file ({error})") from None
+
+
+def majority(votes: Sequence[str], where: str) -> tuple[str, str]:
+    """Choose FER+'s label by majority, as its authors do.
+
+    A class with one vote is dropped as an outlier. The label is the class that has more than half
+    of the other votes.
+
+    Args:
+        votes: ten numbers, in the order of VOTES.
+        where: names the votes in an error.
+
+    Returns:
+        The class and "", or the votes and why there is none.
+    """
+    try:
+        counts = dict(zip(VOTES, map(int, votes), strict=True))
+    except ValueError:
+        raise UserError(f"{where}: {' '.join(votes)[:60]!r} are not {len(VOTES)} votes") from None
+    kept = {name: count for name, count in counts.items() if count > 1}
+    winner = max(kept, key=kept.get, default=None)
+    if winner is None or 2 * kept[winner] <= sum(kept.values()):
+        return " ".join(votes), "no majority in FER+"
+    if winner not in FERPLUS:
+        return " ".join(votes), f"majority in FER+: {winner}"
+    return winner, ""
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def _refuse_other_images(output: Path, targets: set[str]) -> None:
+    folders = [output / split for split in SPLITS.values() if (output / split).is_dir()]
+    files = [Path(path) for folder in folders for path in walk_files(folder)]
+    present = {path.relative_to(output).as_posix() for path in files if path.suffix != ".csv"}
+    if others := sorted(present - targets):
+        raise UserError(
+            f"{output}: train/, val/ and test/ hold {plural(len(others), 'file')} that these "
+            f"tables do not put there ({', '.join(others[:3])}); give another --output"
+        )
+
+
+def _write_image(face: Face, output: Path) -> str:
+    """Write a PNG file, whole or not at all; return why it cannot be used, or ""."""
+    target = f"{output}/{face.target}"
+    if os.path.exists(target):
+        return ""
+    if isinstance(face.source, Path):
+        try:
+            read_rgb(face.source)
+        except UserError:
+            return "unreadable image" if face.source.exists() else "missing image"
+        content = face.source.read_bytes()
+    else:  # OpenCV encodes small images in half of Pillow's time
+        content = cv2.imencode(".png", face.source, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    _replace(target, content)
+    return ""
+
+
+def _replace(path: str, content: bytes | np.ndarray) -> None:
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".tmp-{name}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)
+
+
+def _summary(faces: Iterable[Face], classes: Sequence[str], output: Path) -> str:
+    used = Counter((face.split, face.label) for face in faces if not face.reason)
+    if not used:
+        raise UserError(f"{output}: no image can be used; convert_report.csv there says why")
+    columns = []
+    for split in SPLITS.values():
+        columns.append((split, [used[split, name] for name in classes]))
+        if classes == FER2013:
+            columns.append(("published", COUNTS[split]))
+    lines = [" " * 10 + "".join(f"{header:>11}" for header, _ in columns)]
+    rows = zip([*classes, "all"], *((*n, sum(n)) for _, n in columns), strict=True)
+    lines += [f"{name:10}" + "".join(f"{n:11,}" for n in numbers) for name, *numbers in rows]
+    reasons = Counter(face.reason for face in faces if face.reason).most_common()
+    lines += [f"left out {number:,}: {reason}" for reason, number in reasons]
+    train = f"python affectnet.py --aff_path {shlex.quote(str(output))}"
+    return "\n".join([*lines, f"{output}: {plural(used.total(), 'image')}; train with: {train}"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    help = "CSV file with the pixels, or a folder"
+    add("--fer2013", metavar="PATH", default="datasets/FER2013", help=help)
+    add("--ferplus", metavar="FILE", help="FER+'s votes: fer2013new.csv")
+    help = "folder for train/, val/ and test/"
+    add("--output", metavar="DIR", default="datasets/FER2013", help=help)
+    print(convert(**vars(parser.parse_args(argv))))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(interrupted="interrupted; run the same command again to continue"):
+        main()
