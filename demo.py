@@ -1,8 +1,9 @@
-"""Read the expressions of all faces in photos, folders and videos.
+"""Read the expressions of all faces in photos, folders and videos, or of a camera.
 
 python demo.py --image photo.jpg
 python demo.py --image holidays/ party.mp4 --output annotated --json faces.jsonl
 python demo.py --image face.jpg --whole_image --top 3 --checkpoint models/rafdb/best.pth
+python demo.py --camera 0 --show
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from utils import cli
 from utils.data.images import IMAGE_SUFFIXES, list_files
+from utils.demo.camera import Camera
 from utils.demo.detect import DETECTORS
 from utils.demo.predictor import RELEASED, Predictor, default_checkpoint
 from utils.demo.report import Reporter
@@ -20,16 +22,28 @@ from utils.errors import UserError, exit_on_user_error, plural
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0, or 1 if no file has a face.
+    """Return 0, or 1 if there is no face.
 
     Raises:
-        UserError: no file can be read, a flag cannot be followed, or results cannot be written.
+        UserError: nothing can be read, a flag cannot be followed, or results cannot be written.
     """
     # ---- files -----------------------------------------------------------------------------------
     args = parse(argv)
-    files = list_files(args.image, suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES, output=args.output)
+    camera = None if args.camera is None else Camera(args.camera)
+    if camera is not None:
+        files = [camera.path]
+    else:
+        files = list_files(args.image, suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES, output=args.output)
     checkpoint = cli.existing_checkpoint(args.checkpoint or default_checkpoint())
-    with Reporter(files, top=args.top, output=args.output, json_file=args.json) as reporter:
+    with Reporter(
+        files,
+        top=args.top,
+        output=args.output,
+        json_file=args.json,
+        smooth=args.smooth,
+        live=camera is not None,
+        show=args.show,
+    ) as reporter:
         # ---- network -----------------------------------------------------------------------------
         detector = None if args.whole_image else args.detector
         predictor = Predictor(checkpoint, args.device, detector, args.dataset, margin=args.margin)
@@ -42,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
 
         # ---- faces -------------------------------------------------------------------------------
-        frames = read_files(files, every=args.every, all_frames=args.output is not None)
-        for batch in in_batches(frames, predictor.network.batch_size):
+        if camera is not None:
+            batches = ([frame] for frame in camera.frames(every=args.every))
+        else:
+            frames = read_files(files, every=args.every, all_frames=args.output is not None)
+            batches = in_batches(frames, predictor.network.batch_size)
+        for batch in batches:
             images = [frame.image for frame in batch if frame.searched]
             if args.whole_image:
                 found = iter([face] for face in predictor.classify(images))
@@ -51,23 +69,29 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found = iter(predictor(images))
             for frame in batch:
                 reporter.add(frame, next(found) if frame.searched else [], predictor.detector)
+            if reporter.window is not None and reporter.window.closed:
+                break
 
     if reporter.num_copies:
         print(f"annotated: {plural(reporter.num_copies, 'file')} in {args.output}")
-    if reporter.num_read == 0:
+    if reporter.num_read == 0 and camera is None:
         raise UserError(f"--image: none of {len(files)} files can be read")
     return 0 if reporter.num_with_faces else 1
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(
-        usage="%(prog)s --image PATH [PATH ...] [flags]",
+        usage="%(prog)s (--image PATH [PATH ...] | --camera ADDRESS) [flags]",
         description=__doc__,
-        epilog="Exit code: 0; 1 if no file has a face; 2 if no file can be read.",
+        epilog="Exit code: 0; 1 if there is no face; 2 if no file, or no camera, can be read.",
     )
     group = parser.add_argument_group("what to read")
+    group.add_argument("--image", nargs="+", metavar="PATH", help="images, videos, folders of them")
     group.add_argument(
-        "--image", nargs="+", metavar="PATH", required=True, help="images, videos, folders of them"
+        "--camera",
+        metavar="ADDRESS",
+        help="the index of a camera, or the address of a stream, until Ctrl-C; frames that come "
+        "while one is answered are left out",
     )
     group.add_argument(
         "--whole_image",
@@ -93,14 +117,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=cli.whole_number(1),
         default=1,
         metavar="N",
-        help="search every N-th frame of a video",
+        help="search every N-th frame of a video or camera",
+    )
+    group.add_argument(
+        "--smooth",
+        type=cli.not_negative,
+        default=0.5,
+        metavar="SECONDS",
+        help="average a face's probabilities over about this time in a video or camera; 0 for none",
     )
     group = parser.add_argument_group("network")
     group.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help=f"a best.pth or a released file (default: models/{RELEASED}, else the newest best.pth "
-        "below models/)",
+        help="a best.pth, a released file, or a .onnx file of utils/export_onnx.py (default: "
+        f"models/{RELEASED}, else the newest best.pth below models/)",
     )
     cli.add_dataset_flag(group)
     cli.add_device_flag(group)
@@ -112,15 +143,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", metavar="DIR", help="write annotated copies there (videos without sound)"
     )
     group.add_argument(
+        "--show", action="store_true", help="show a camera in a window; q or Esc closes it"
+    )
+    group.add_argument(
         "--json",
         metavar="FILE",
-        help="write a JSON object per face, its box x, y, width, height in pixels of the file",
+        help="write a JSON object per face, its box x, y, width, height in pixels of the file; in "
+        "a video with the probabilities after --smooth, and the number of the face in it",
     )
     words = sys.argv[1:] if argv is None else argv
     # A file whose name starts with "-", as from a shell's *, is no flag.
-    return parser.parse_args(
+    args = parser.parse_args(
         [f"./{word}" if word.startswith("-") and os.path.isfile(word) else word for word in words]
     )
+    if (args.image is None) == (args.camera is None):
+        parser.error("give either --image or --camera")
+    if args.show and args.camera is None:
+        parser.error("--show goes together with --camera")
+    return args
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from networks.dan import DAN
 from networks.fused import fuse
 from tests.bench import yardstick
+from tests.bench.demonstration import measure_demo, write_networks
 from tests.bench.measuring import Stopwatch, Table, one_core, peak_bytes
 from tests.bench.pipelines import (
     SIZE,
@@ -41,6 +43,7 @@ from tests.bench.pipelines import (
 from tests.bench.yardstick import Yardstick, YardstickTraining, maps_one_by_one
 from utils import cli
 from utils.data.loader import shuffled
+from utils.demo.predictor import OnnxNetwork
 from utils.device import device_name, generator, resolve_device, resolve_precision
 from utils.errors import exit_on_user_error
 from utils.heatmaps.maps import head_maps
@@ -92,13 +95,15 @@ def measure_evaluation(setup: Setup, table: Table, source: Source) -> None:
 
 
 @torch.inference_mode()
-def measure_forward(setup: Setup, table: Table) -> None:
-    """The network alone, on a fixed batch of float32 images, channels first."""
+def measure_forward(setup: Setup, table: Table, onnx_file: Path) -> None:
+    """The network alone, on a fixed batch of float32 images, channels first; ONNX Runtime, on a CPU
+    only, on uint8 faces, which it normalises."""
     released = Yardstick().to(setup.device).eval()
     model = DAN(num_class=7).to(setup.device).eval()
     dtypes = {"float32": None, "bf16": setup.autocast}
     dtypes = {name: dtype for name, dtype in dtypes.items() if dtype or name == "float32"}
     fused = {name: fuse(model, image_size=64, dtype=dtype) for name, dtype in dtypes.items()}
+    runtime = OnnxNetwork(onnx_file, "cpu", None)
     for size in (64, 16, 1):
         images, _ = setup.batch(size)
         variants = {name: partial(network, images) for name, network in fused.items()}
@@ -107,6 +112,9 @@ def measure_forward(setup: Setup, table: Table) -> None:
                 call = partial(torch.compile(network, dynamic=False), images)
                 variants[f"{name}, compiled"] = call
                 print_warm_up(f"{name} forward, batch {size}", setup, call)
+        if setup.device.type == "cpu":
+            faces = np.zeros((size, SIZE, SIZE, 3), dtype=np.uint8)
+            variants["ONNX Runtime"] = partial(runtime.probabilities, faces)
         theirs, *seconds = setup.watch.medians(
             partial(released, images), *variants.values(), times=10 if size == 1 else 3
         )
@@ -207,11 +215,13 @@ def main() -> None:
         for source in (rafdb, affectnet):
             measure_epoch(setup, table, source)
         measure_evaluation(setup, table, rafdb)
-        measure_forward(setup, table)
+        networks = write_networks(Path(folder))
+        measure_forward(setup, table, networks["ONNX Runtime"])
         for source in (rafdb, affectnet):
             measure_host(setup, table, source)
         measure_heat_maps(setup, table)
         measure_memory(setup, table)
+        measure_demo(setup, table, Path(folder), networks)
     print(table)
     print(f"\n{describe(setup)}; {images} images an epoch")
 

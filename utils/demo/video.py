@@ -29,7 +29,7 @@ MAX_BYTES = 128_000_000  # of the frames held in memory for a batch
 
 @dataclass(frozen=True)
 class Frame:
-    """A photo, a frame of a video, or a file that could not be read."""
+    """A photo, a frame of a video or camera, or a file that could not be read."""
 
     path: Path
     image: np.ndarray | None = None  # (h, w, 3) uint8 RGB
@@ -61,8 +61,7 @@ def _read_video(path: Path, every: int, all_frames: bool) -> Iterator[Frame]:
     capture = cv2.VideoCapture(_opencv_name(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise UserError(f"{path}: not a video that OpenCV can read; convert it or leave it out")
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    fps = fps if 0 < fps <= 240 else 30.0  # some files state a clock rate instead, or nothing
+    fps = plausible_fps(capture)
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # may be wrong
     index, seconds = -1, -math.inf
     with progress(total=total if total > 0 else None, desc=path.name, unit="frame") as bar:
@@ -78,6 +77,12 @@ def _read_video(path: Path, every: int, all_frames: bool) -> Iterator[Frame]:
                     yield Frame(path, image, None, index % every == 0, index, seconds, fps)
     if index < 0:
         raise UserError(f"{path}: no frame of it can be decoded; convert it or leave it out")
+
+
+def plausible_fps(capture: cv2.VideoCapture) -> float:
+    """Mean frame rate of a video or camera; 30 where it states none, or a clock rate instead."""
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if 0 < fps <= 240 else 30.0
 
 
 def in_batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

@@ -1,0 +1,167 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import normalize
+
+from tests.conftest import REPOSITORY, TinyDAN
+from utils import checkpoint, export_onnx
+from utils.checkpoint import read_trained
+from utils.demo.predictor import Predictor
+from utils.errors import UserError
+from utils.export_onnx import export
+from utils.labels import RAFDB
+
+
+def main(*argv):
+    export_onnx.main(list(map(str, argv)))
+
+
+@pytest.fixture
+def best(small_run, quick):
+    """A run's best.pth, which is not to be changed."""
+    return small_run / "best.pth"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, small_run):
+    """The same as best.onnx."""
+    path = tmp_path_factory.mktemp("exported") / "best.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "DAN", TinyDAN)
+        main("--checkpoint", small_run / "best.pth", "--output", path)
+    return path
+
+
+def random_faces(count, size):
+    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_predictions_are_those_of_the_plain_network(best, exported, count):
+    model = TinyDAN(num_class=7, num_head=2).eval()
+    model.load_state_dict(torch.load(best, weights_only=True)["model_state_dict"])
+    faces = random_faces(count, 32)
+    images = torch.from_numpy(faces).permute(0, 3, 1, 2) / 255
+    images = normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = model(images).logits.softmax(dim=1).numpy()
+    predictor = Predictor(exported, detector=None)
+    rows = [list(face.probabilities.values()) for face in predictor.classify(list(faces))]
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    assert predictor.class_names == RAFDB and predictor.network.toy
+    assert predictor.network.image_size == 32
+
+
+def test_a_program_needs_onnx_runtime_alone(exported):
+    code = f"""
+import json, sys
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession({str(exported)!r})
+about = session.get_modelmeta().custom_metadata_map
+size = int(about["image_size"])
+faces = np.zeros((3, size, size, 3), dtype=np.uint8)
+(probabilities,) = session.run(["probabilities"], {{"faces": faces}})
+names = json.loads(about["class_names"])
+print([names[i] for i in probabilities.argmax(axis=1)], about["dataset"], "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("['") and done.stdout.endswith("RAF-DB False\n")
+    model = onnx.load(exported)
+    assert "File " not in str(model.graph.node[0])  # no source code of the exporter's stack traces
+
+
+def test_a_real_dan_gives_the_demo_the_same_answers_without_torch(checkpoint_file, photo, tmp_path):
+    path = checkpoint_file(8, "best.pth", ours=True)
+    main("--checkpoint", path, "--output", tmp_path / "best.onnx")
+    code = "import sys, demo; demo.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    flags = ["--image", photo, "--json", "o.jsonl", "--checkpoint", "best.onnx", "--detector"]
+    command = [sys.executable, "-c", code, *map(str, flags), "haar"]
+    environment = {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    record = json.loads((tmp_path / "o.jsonl").read_text())
+    (face,) = Predictor(path, "cpu", "haar")(Image.open(photo))
+    assert tuple(record["box"]) == face.box
+    assert record["probabilities"] == pytest.approx(face.probabilities, abs=1e-4)
+
+
+def test_a_file_whose_predictions_differ_is_refused(best, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_onnx, "IMAGENET_MEAN", (0.5, 0.4, 0.4))
+    with pytest.raises(UserError, match=r"differ .* by up to 0\.\d"):
+        main("--checkpoint", best, "--output", tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_without_optimizer_is_read_as_the_original(best, tmp_path):
+    small = tmp_path / "small.pth"
+    main("--checkpoint", best, "--weights_only", small)
+    content = torch.load(small, weights_only=True)
+    assert "optimizer_state_dict" not in content and content["toy"] is True
+    first, second = read_trained(best), read_trained(small)
+    for name in ("class_names", "dataset", "toy", "image_size", "config", "epoch"):
+        assert getattr(first, name) == getattr(second, name)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(first.network()(images).logits, second.network()(images).logits)
+
+
+def test_a_released_file_without_optimizer_keeps_its_class_order(checkpoint_file, tmp_path):
+    small = tmp_path / "small.pth"
+    flags = ["--weights_only", small, "--dataset", "RAF-DB"]
+    main("--checkpoint", checkpoint_file(7, "unnamed.pth"), *flags)
+    assert read_trained(small).class_names == RAFDB
+
+
+@pytest.mark.parametrize("flag", ["--output", "--weights_only"])
+def test_the_checkpoint_is_not_overwritten(best, flag):
+    before = best.read_bytes()
+    with pytest.raises(UserError, match="the checkpoint itself"):
+        main("--checkpoint", best, flag, best)
+    assert best.read_bytes() == before
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named(best, exported, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"pip install {package}$"):
+        export(read_trained(best))
+    if package == "onnxruntime":
+        with pytest.raises(UserError, match="pip install onnxruntime$"):
+            Predictor(exported)
+
+
+@pytest.mark.parametrize("start", [0, 100, 30_000])
+def test_what_is_no_onnx_file_is_one_line(exported, tmp_path, start):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(exported.read_bytes()[:start] or b"text")
+    with pytest.raises(UserError, match="not an ONNX file, or damaged"):
+        Predictor(path)
+
+
+def test_an_onnx_file_of_another_network_is_one_line(tmp_path):
+    image, other = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"
+    )
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "other", [image], [other])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=8, opset_imports=[opset]), tmp_path / "a.onnx"
+    )
+    with pytest.raises(UserError, match=r"another network \(its inputs: x\)"):
+        Predictor(tmp_path / "a.onnx")
+
+
+def test_flags_that_contradict_an_onnx_file_are_refused(exported):
+    with pytest.raises(UserError, match="trained on RAF-DB"):
+        Predictor(exported, dataset="AffectNet")
+    with pytest.raises(UserError, match="--device gpu: unknown"):
+        Predictor(exported, "gpu")
+    with pytest.raises(UserError, match="no CUDA"):
+        Predictor(exported, "cuda:1")

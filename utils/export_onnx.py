@@ -1,0 +1,148 @@
+"""Export a trained DAN to ONNX, or without the state of its optimizer.
+
+    python utils/export_onnx.py --checkpoint models/rafdb/best.pth
+    python utils/export_onnx.py --checkpoint models/rafdb/best.pth --weights_only small.pth
+
+The ONNX network takes cut-out faces as they are, "faces" (N, S, S, 3) uint8 RGB for any N, and
+returns "probabilities" (N, C). Its metadata hold class_names, image_size and toy as JSON, and
+dataset.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if __name__ == "__main__":  # makes `utils` importable from any working directory
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import checkpoint, cli
+from utils.checkpoint import TrainedDAN, read_trained
+from utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, preprocess
+from utils.errors import UserError, exit_on_user_error
+from utils.labels import AFFECTNET
+from utils.toy.render import draw_face
+
+OPSET, IR_VERSION = 18, 8  # what ONNX Runtime reads from 1.14 on
+TOLERANCE = 1e-4  # of the probabilities
+
+
+class FacesToProbabilities(nn.Module):
+    """A network with normalisation before and softmax after it."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.register_buffer("image_mean", 255 * torch.tensor(IMAGENET_MEAN))
+        self.register_buffer("image_std", 255 * torch.tensor(IMAGENET_STD))
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """faces: (N, S, S, 3) uint8 RGB -> (N, C)."""
+        images = ((faces.float() - self.image_mean) / self.image_std).permute(0, 3, 1, 2)
+        return self.network(images).logits.softmax(dim=1)
+
+
+def export(trained: TrainedDAN) -> bytes:
+    """Convert a trained network to the content of an ONNX file.
+
+    Raises:
+        UserError: a package is missing, or ONNX Runtime's predictions differ from PyTorch's.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401, the exporter needs it
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install {error.name}") from None
+    network = FacesToProbabilities(trained.inference_network("cpu")).eval()
+    size = trained.image_size
+    model = torch.onnx.export(
+        network,
+        (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+        dynamo=True,
+        dynamic_shapes={"faces": {0: torch.export.Dim("N")}},
+        input_names=["faces"],
+        output_names=["probabilities"],
+        opset_version=OPSET,
+        verbose=False,
+    ).model_proto
+    model.ir_version = IR_VERSION
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    for part in (model.graph, *model.graph.node):
+        del part.metadata_props[:]  # of the exporter, with lines of source code
+    about = {"class_names": trained.class_names, "image_size": size, "toy": trained.toy}
+    about = {name: json.dumps(value) for name, value in about.items()}
+    onnx.helper.set_model_props(model, {"dataset": trained.dataset, **about})
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    verify(trained, lambda faces: session.run(None, {"faces": faces})[0])
+    return content
+
+
+@torch.no_grad()
+def verify(trained: TrainedDAN, predict: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Check predictions of (N, S, S, 3) uint8 faces by those of the network as it was trained."""
+    model, size = trained.network("cpu"), trained.image_size
+    rng = np.random.default_rng(0)
+    toy = [draw_face(name, np.random.default_rng(0), size).image for name in AFFECTNET]
+    random = [rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8) for n in (1, 3)]
+    for faces in (*random, np.stack(toy)):
+        images = preprocess(torch.from_numpy(faces).permute(0, 3, 1, 2), size)
+        expected = model(images).logits.softmax(dim=1)
+        trained.check_predictions(expected)
+        difference = np.abs(predict(faces) - expected.numpy()).max()
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{trained.path}: not exported, as ONNX Runtime's probabilities differ from "
+                f"PyTorch's by up to {difference:.2g}; update torch, onnxscript and onnxruntime"
+            )
+
+
+def without_optimizer(trained: TrainedDAN) -> dict:
+    """What all scripts read of a checkpoint, except to continue its run."""
+    return {
+        "iter": trained.epoch,
+        "model_state_dict": trained.state_dict,
+        "class_names": list(trained.class_names),
+        "dataset": trained.dataset,
+        "toy": trained.toy,
+        "config": trained.config,
+    }
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(usage="%(prog)s --checkpoint FILE [flags]", description=__doc__)
+    add = parser.add_argument
+    add("--checkpoint", metavar="FILE", required=True, help="a best.pth, or a released file")
+    cli.add_dataset_flag(parser)
+    add("--output", metavar="FILE", help="ONNX file (default: best.onnx beside best.pth)")
+    add("--weights_only", metavar="FILE", help="write a checkpoint without optimizer instead")
+    args = parser.parse_args(argv)
+    if args.output and args.weights_only:
+        parser.error("--output and --weights_only exclude each other; leave one out")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    trained = read_trained(args.checkpoint, dataset=args.dataset)
+    path = Path(args.weights_only or args.output or trained.path.with_suffix(".onnx"))
+    if path.exists() and path.samefile(trained.path):
+        raise UserError(f"{path}: is the checkpoint itself; give another file to write")
+    if args.weights_only:
+        checkpoint.save(path, without_optimizer(trained))
+    else:
+        content = export(trained)
+        checkpoint.write_atomically(path, lambda file: file.write(content))
+    print(f"{path}: {trained.title}, {trained.num_class} classes, {path.stat().st_size >> 20} MiB")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
