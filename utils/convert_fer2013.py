@@ -232,8 +232,8 @@ def _write_image(face: Face, output: Path) -> str:
         except UserError:
             return "unreadable image" if face.source.exists() else "missing image"
         content = face.source.read_bytes()
-    else:  # OpenCV encodes small images in half of Pillow's time
-        content = cv2.imencode(".png", face.source, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    else:  # uncompressed, which takes a third of the time and still fits into a block of 4 KiB
+        content = cv2.imencode(".png", face.source, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1]
     _replace(target, content)
     return ""
 

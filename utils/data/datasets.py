@@ -80,6 +80,7 @@ class FaceData:
     toy: bool = False
     published: Mapping[str, Sequence[int]] | None = None
     notes: tuple[str, ...] = ()
+    whole: str = ""  # fingerprint before a validation part was set aside
 
     def __post_init__(self):
         # Plain text: checkpoints keep it and refuse other types, such as NumPy's strings.
@@ -154,7 +155,8 @@ class FaceData:
             Split(self.train.root, self.train.names[part], self.train.labels[part])
             for part in (~chosen, chosen)
         )
-        return replace(self, train=train, val=val, test=self.val, published=None)
+        whole = self.fingerprint()
+        return replace(self, train=train, val=val, test=self.val, published=None, whole=whole)
 
 
 class Problem(NamedTuple):
@@ -361,7 +363,8 @@ def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> 
         )
     convert = f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
     if os.path.exists(root / UNFINISHED):
-        raise UserError(f"{root}: its conversion was interrupted; continue it with {convert}")
+        command = (root / UNFINISHED).read_text().strip() or convert
+        raise UserError(f"{root}: its conversion was interrupted; continue it with {command}")
     splits = find_splits(root)
     if not splits:
         for name in RAW_AFFECTNET:

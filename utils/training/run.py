@@ -232,7 +232,7 @@ class Run:
             config = {
                 "dataset": self.data.name,
                 "class_names": self.data.class_names,
-                "data_fingerprint": self.data.fingerprint(),
+                "data_fingerprint": self.data.whole or self.data.fingerprint(),
                 "images": {n: split.counts(self.data.num_class).tolist() for n, split in splits},
                 "chosen_on": self.chosen_on,
                 **self.config,
