@@ -133,3 +133,15 @@ def test_help_names_every_flag_with_its_default(capsys):
         "--raf_path": "datasets/raf-ba",
     }.items():
         assert f"(default: {default}" in " ".join(out[out.index(f"  {flag} ") :].split())[:250]
+
+
+def test_defaults_are_found_in_the_repository_from_anywhere(tmp_path, monkeypatch):
+    """Where the working directory does not have them; given paths are the working directory's."""
+    (tmp_path / "repository/datasets/raf-basic").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(cli, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"{tmp_path}/repository/datasets/raf-basic/EmoLabel"):
+        rafdb.main(["--device", "cpu"])
+    with pytest.raises(UserError, match="^datasets/raf-basic: no such folder"):
+        rafdb.main(["--device", "cpu", "--raf_path", "datasets/raf-basic"])

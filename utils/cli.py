@@ -24,6 +24,7 @@ NETWORK_FLAGS = ("num_head",)
 OPTIMIZERS = ("sgd", "adam")
 # Files that mark a folder as that of a run.
 RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
+REPOSITORY = Path(__file__).resolve().parents[1]
 _NOT_GIVEN = object()
 
 
@@ -278,12 +279,22 @@ def parse(parser: RecipeParser, argv: Sequence[str] | None):
                 f"--{name} {getattr(args, name)!r}: checkpoints keep numbers, text and lists of "
                 "them; convert it where it is used"
             )
+    saved = None
     if args.evaluate:
-        return args, _evaluated(args, given, own)
-    path = _run_to_continue(parser, args)
-    if path is None:
-        return args, None
-    return args, _resumed(args, given, path)
+        saved = _evaluated(args, given, own)
+    elif path := _run_to_continue(parser, args):
+        saved = _resumed(args, given, path)
+    for name in vars(args).keys() - given.keys():
+        if name.endswith("_path") or name == "pretrained":
+            setattr(args, name, locate(getattr(args, name)))
+    return args, saved
+
+
+def locate(path: str | None) -> str | None:
+    """Find a default path in the repository if the working directory does not have it."""
+    if path is None or os.path.exists(path) or not (REPOSITORY / path).exists():
+        return path
+    return str(REPOSITORY / path)
 
 
 def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable[str]):
@@ -345,7 +356,8 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
 
     content = checkpoint.load(path)
     saved = content.get("config", {})
-    if not saved.keys() >= {"batch_size", "epochs", "lr"}:
+    is_run = saved.keys() >= {"batch_size", "epochs", "lr"} and "optimizer_state_dict" in content
+    if not is_run:
         raise UserError(f"{path}: not a run's checkpoint, from which it could continue")
     _check_script(args, saved, path)
     if any(name.endswith("_path") for name in given):

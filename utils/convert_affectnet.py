@@ -33,7 +33,7 @@ from PIL import Image
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import Parser, whole_number
+from utils.cli import Parser, locate, whole_number
 from utils.data.datasets import AFFECTNET_URL, TOY_MARKER, UNFINISHED
 from utils.data.images import (
     IMAGE_SUFFIXES,
@@ -560,7 +560,12 @@ def _temporary(path: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--aff_path", metavar="DIR", default="datasets/AffectNet", help="folder of the release")
+    add(
+        "--aff_path",
+        metavar="DIR",
+        default=locate("datasets/AffectNet"),
+        help="folder of the release",
+    )
     add("--output", metavar="DIR", help="folder for train/ and val/ (default: that of --aff_path)")
     add("--copy", action="store_true", help="copy images instead of linking them")
     help = "added to each side of a face's box, as a fraction of its width and height"

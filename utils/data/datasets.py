@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy as np
 
 from utils import labels
+from utils.cli import locate
 from utils.data.images import IMAGE_SUFFIXES, describe_others, has_suffix, is_rubbish, walk_files
 from utils.errors import UserError, plural
 
@@ -513,7 +514,7 @@ SOURCES = {
 
 def data_root(trained: "TrainedDAN") -> str | None:
     """Where its data set lies, as far as the checkpoint says."""
-    return next((trained.config[name] for name in SOURCES if name in trained.config), None)
+    return next((locate(trained.config[name]) for name in SOURCES if name in trained.config), None)
 
 
 def data_of(trained: "TrainedDAN") -> FaceData | None:
@@ -522,10 +523,11 @@ def data_of(trained: "TrainedDAN") -> FaceData | None:
     Raises:
         UserError: it is not there or not whole, or has other classes now.
     """
-    flags, root = trained.config, data_root(trained)
+    root = data_root(trained)
     if root is None:
         return None
-    source = next(SOURCES[name] for name in SOURCES if name in flags)
+    flag = next(name for name in SOURCES if name in trained.config)
+    source = SOURCES[flag]
     if not os.path.isdir(root):
         remedy = "put the data there, or a link to them,"
         if trained.toy:
@@ -535,7 +537,7 @@ def data_of(trained: "TrainedDAN") -> FaceData | None:
             f"{root}: no such folder, but {trained.path} was trained on the data there; "
             f"{remedy} or name --images"
         )
-    data = source.read(flags)
+    data = source.read({**trained.config, flag: root})
     if data.class_names != trained.class_names:
         raise UserError(
             f"{trained.path}: trained on {', '.join(trained.class_names)}, but {root} "

@@ -89,7 +89,7 @@ class Camera:
 
     def close(self) -> None:
         self.stopped.set()
-        self.reader.join()
+        self.reader.join(TIMEOUT / 1000)
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopped.set()

@@ -18,8 +18,15 @@ PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000", "#882255"
 MARKERS = "osD^vPX*<>"
 
 
-def plot_curves(history: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
-    """Losses and accuracies by epoch. history: one dict an epoch, as in metrics.csv."""
+def plot_curves(
+    history: Sequence[dict[str, float]], path: Path, *, title: str, held_out: str = "validation"
+) -> None:
+    """Plot losses and accuracies by epoch.
+
+    Args:
+        history: one dict per epoch, as in metrics.csv.
+        held_out: what the images are called that the best epoch is chosen on.
+    """
     figure = _figure(10, 3.8)
     losses, accuracies = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
@@ -40,8 +47,8 @@ def plot_curves(history: Sequence[dict[str, float]], path: Path, *, title: str) 
     series = (
         ("training", "train_accuracy", BLUE, "o-", 1.5),
         # The wider line shows on both sides of the other, with which it often coincides.
-        ("validation", "val_accuracy", ORANGE, "s-", 3),
-        ("validation, balanced", "val_balanced_accuracy", "black", "^:", 1.5),
+        (held_out, "val_accuracy", ORANGE, "s-", 3),
+        (f"{held_out}, balanced", "val_balanced_accuracy", "black", "^:", 1.5),
     )
     for label, key, color, style, width in series:
         values = [100 * row[key] for row in history]

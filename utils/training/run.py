@@ -358,7 +358,9 @@ class Run:
             )
         title = f"{self.data.title}, {self.chosen_on} images"
         curves, confusion = folder / f"curves.{suffix}", folder / f"confusion_matrix.{suffix}"
-        plots.plot_curves(self.history, curves, title=f"{self.network_name} on {title}")
+        held_out = "test" if self.chosen_on == "test" else "validation"
+        name = f"{self.network_name} on {title}"
+        plots.plot_curves(self.history, curves, title=name, held_out=held_out)
         plots.plot_confusion(
             self.best_confusion,
             self.data.class_names,
