@@ -1,5 +1,6 @@
 """The loader: decoding, the order of samples, what happens to the last batch."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,12 @@ def load(split, *, cached=True, epoch=0, **kwargs):
             patch.setattr(loader_module, "CACHE_SHARE", 0)
         loader = FaceLoader(split, **kwargs)
     assert loader.cached is cached
-    batches = [
-        (images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels, *_ in loader.epoch(epoch)
-    ]
+    with closing(loader):
+        batches = [
+            (images[:, 0, 0, 0].tolist(), labels.tolist())
+            for images, labels, *_ in loader.epoch(epoch)
+        ]
     assert len(batches) == len(loader)
-    loader.close()
     return batches
 
 
