@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in at most 8 minutes: the CUDA tests, the benchmark, and a
+# Everything that only a GPU can tell, in at most 10 minutes: the CUDA tests, the benchmark, and a
 # whole run of RAF-DB's size. A part that fails does not stop the others; the last lines are the
-# README's table.
+# table of docs/speed.md.
 #
 #   bash tests/on_gpu.sh
 set -u
