@@ -299,11 +299,10 @@ def test_other_numbered_folders_are_not_affectnet(folders):
 
 def test_fer2013_is_recognised_by_its_counts(tmp_path, monkeypatch):
     """Its class 0 is angry, AffectNet's is neutral."""
-    from utils.data import datasets
-
-    monkeypatch.setattr(datasets, "_FER2013_COUNTS", (1, 2, 1, 3, 1, 1, 2))
+    counts = (1, 2, 1, 3, 1, 1, 2)
+    monkeypatch.setattr("utils.labels.FER2013_COUNTS", {"train": counts})
     for split in ("train", "test"):
-        for code, count in enumerate(datasets._FER2013_COUNTS):
+        for code, count in enumerate(counts):
             (tmp_path / split / str(code)).mkdir(parents=True)
             for index in range(count):
                 Image.new("L", (48, 48)).save(tmp_path / split / str(code) / f"{index}.png")

@@ -30,6 +30,7 @@ from utils.cli import Parser
 from utils.data.datasets import UNFINISHED
 from utils.data.images import read_rgb, walk_files
 from utils.errors import UserError, exit_on_user_error, plural, writing
+from utils.labels import FER2013_COUNTS
 from utils.progress import progress
 
 SPLITS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
@@ -37,12 +38,6 @@ FOLDERS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"
 FER2013 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # codes 0-6
 FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 VOTES = (*FERPLUS, "unknown", "NF")  # NF: not a face
-# Images of each class of FER2013. FER+ publishes votes, but no counts.
-COUNTS = {
-    "train": (3995, 436, 4097, 7215, 4830, 3171, 4965),
-    "val": (467, 56, 496, 895, 653, 415, 607),
-    "test": (491, 55, 528, 879, 594, 416, 626),
-}
 SIDE = 48  # pixels
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 
@@ -254,7 +249,7 @@ def _summary(faces: Iterable[Face], classes: Sequence[str], output: Path) -> str
     for split in SPLITS.values():
         columns.append((split, [used[split, name] for name in classes]))
         if classes == FER2013:
-            columns.append(("published", COUNTS[split]))
+            columns.append(("published", FER2013_COUNTS[split]))
     lines = [" " * 10 + "".join(f"{header:>11}" for header, _ in columns)]
     rows = zip([*classes, "all"], *((*n, sum(n)) for _, n in columns), strict=True)
     lines += [f"{name:10}" + "".join(f"{n:11,}" for n in numbers) for name, *numbers in rows]

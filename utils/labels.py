@@ -15,7 +15,12 @@ AFFECTNET_COUNTS = {
     "train": (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750),
     "val": (500, 500, 500, 500, 500, 500, 500, 499),
 }
-
+# Codes 0-6: angry, disgust, fear, happy, sad, surprise, neutral. FER+ publishes votes, no counts.
+FER2013_COUNTS = {
+    "train": (3995, 436, 4097, 7215, 4830, 3171, 4965),
+    "val": (467, 56, 496, 895, 653, 415, 607),
+    "test": (491, 55, 528, 879, 594, 416, 626),
+}
 
 # Names that data sets use for the same expression.
 SYNONYMS = {
