@@ -19,27 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import labels
-from utils.cli import Parser
+from utils.cli import MAY_CHANGE, Parser
 from utils.errors import UserError, exit_on_user_error, one_line, writing
+from utils.training.plots import plot_comparison
 
 # Entries of config.json that say on which data a run was trained.
 DATA = ("dataset", "class_names", "toy", "data_fingerprint")
 # Entries that do not change its figures, or follow from others; those of paths do neither.
-IGNORED = {*DATA, "seed", "workers", "device", "output_dir", "compile", "deterministic", "record"}
+IGNORED = {*DATA, "seed", *MAY_CHANGE} - {"epochs"}
 IGNORED |= {"processes", "device_name", "python", "torch", "torchvision", "images", "command"}
-IGNORED |= {"git_commit", "git_changed", "commit", "time", "started", "versions"}
+IGNORED |= {"git_commit", "started"}
 # Name of a figure, and its key in metrics.csv (after val_) and test_metrics.json.
 FIGURES = {"accuracy": "accuracy", "balanced": "balanced_accuracy", "macro-F1": "macro_f1"}
-# Okabe and Ito's palette, as in the curves of a run.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 
 
 @dataclass(frozen=True)
@@ -233,33 +229,6 @@ def write_csv(groups: Sequence[Group], path: Path) -> None:
             rows.writerow([*group.settings.values(), len(group.runs), seeds, folders, *cells])
 
 
-def plot(groups: Sequence[Group], path: Path) -> None:
-    """Draw the mean validation accuracy by epoch, with a band of one standard deviation."""
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for index, group in enumerate(groups):
-        curves = 100 * np.array([run.curve for run in group.runs])
-        epochs, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
-        color, style = COLORS[index % len(COLORS)], ("-", "--", ":", "-.")[index // len(COLORS) % 4]
-        label = f"{group.label} (n = {len(curves)})"
-        dots = {"marker": ".", "markevery": -(-len(epochs) // 20)}
-        axes.plot(epochs, mean, style, color=color, label=label, **dots)
-        if len(curves) > 1:
-            deviation = curves.std(axis=0, ddof=1)
-            band = {"color": color, "alpha": 0.18, "linewidth": 0}
-            axes.fill_between(epochs, mean - deviation, mean + deviation, **band)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("validation accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        frameon=False, loc="outside lower center", fontsize=9, ncols=1 + (len(groups) > 4)
-    )
-    figure.savefig(path, dpi=150)
-
-
 def compare(folders: Iterable[str], output: Path, figures: str = "png") -> list[Group]:
     """Print and write the comparison of runs.
 
@@ -296,7 +265,8 @@ def compare(folders: Iterable[str], output: Path, figures: str = "png") -> list[
         write_csv(groups, output / "comparison.csv")
         (output / "comparison.md").write_text(as_markdown(rows), encoding="utf-8")
         (output / "comparison.tex").write_text(as_latex(rows), encoding="utf-8")
-        plot(groups, output / f"curves.{figures}")
+        curves = [(group.label, [run.curve for run in group.runs]) for group in groups]
+        plot_comparison(curves, output / f"curves.{figures}")
     print(f"files in {output}/: comparison.csv comparison.md comparison.tex curves.{figures}")
     return groups
 

@@ -1,4 +1,4 @@
-"""The pictures of a run: learning curves and confusion matrix."""
+"""The pictures of runs: learning curves, confusion matrix, t-SNE, a comparison."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from utils.errors import writing
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000", "#882255")
 MARKERS = "osD^vPX*<>"
+LINES = ("-", "--", ":", "-.")
 
 
 def plot_curves(
@@ -40,7 +41,7 @@ def plot_curves(
     for label, key, color, style in series:
         values = [row[key] for row in history]
         losses.plot(epochs, values, style, color=color, label=label, **markers)
-    _label_axes(losses, epochs, "training loss")
+    _label_axes(losses, "training loss")
     top = losses.get_ylim()[1]
     losses.set_ylim(-0.03 * top, top)  # a loss of 0 stays off the axis
 
@@ -57,8 +58,11 @@ def plot_curves(
     # Behind the lines, so that it covers no marker: the curves of one epoch are markers alone.
     star = dict(color="white", mec="black", ms=15, ls="", label="best", clip_on=False, zorder=1.9)
     accuracies.plot(best["epoch"], 100 * best["val_accuracy"], "*", **star)
-    _label_axes(accuracies, epochs, "accuracy (%)")
+    _label_axes(accuracies, "accuracy (%)")
     accuracies.set_ylim(0, 102)
+    for axes in (losses, accuracies):
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.legend(frameon=False)
     figure.suptitle(
         f"{title}: best {100 * best['val_accuracy']:.2f} % at epoch {best['epoch']}, "
         f"last {100 * history[-1]['val_accuracy']:.2f} %"
@@ -119,6 +123,31 @@ def plot_tsne(
     _save(figure, path)
 
 
+def plot_comparison(groups: Sequence[tuple[str, Sequence[Sequence[float]]]], path: Path) -> None:
+    """Plot the mean validation accuracy by epoch, with a band of one standard deviation.
+
+    Args:
+        groups: label and runs of each; a run is its accuracies by epoch, as fractions.
+    """
+    figure = _figure(7.5, 4.5)
+    axes = figure.subplots()
+    for index, (label, runs) in enumerate(groups):
+        curves = 100 * np.array(runs)
+        epochs, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
+        color, style = PALETTE[index % len(PALETTE)], LINES[index // len(PALETTE) % len(LINES)]
+        dots = {"marker": ".", "markevery": -(-len(epochs) // 20)}
+        label = f"{label} (n = {len(curves)})"
+        axes.plot(epochs, mean, style, color=color, label=label, **dots)
+        if len(curves) > 1:
+            deviation = curves.std(axis=0, ddof=1)
+            band = {"color": color, "alpha": 0.18, "linewidth": 0}
+            axes.fill_between(epochs, mean - deviation, mean + deviation, **band)
+    _label_axes(axes, "validation accuracy (%)")
+    columns = 1 + (len(groups) > 4)
+    figure.legend(frameon=False, loc="outside lower center", fontsize=9, ncols=columns)
+    _save(figure, path)
+
+
 def _figure(width: float, height: float) -> Figure:
     """A figure of its own, without pyplot's global state, needing no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -131,11 +160,9 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=150)
 
 
-def _label_axes(axes: Axes, epochs: Sequence[int], ylabel: str) -> None:
+def _label_axes(axes: Axes, ylabel: str) -> None:
     axes.set_xlabel("epoch")
-    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
