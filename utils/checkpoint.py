@@ -325,9 +325,9 @@ def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> Trai
 
 def _find_weights(path: Path, content: Mapping) -> dict[str, Tensor]:
     """DAN's state dict, whatever the key that holds it and the prefix that a framework added."""
-    found = list(_state_dicts(content))
     if "model_state_dict" in content:
-        found = list(_state_dicts({"model_state_dict": content["model_state_dict"]}))
+        content = {"model_state_dict": content["model_state_dict"]}
+    found = list(_state_dicts(content))
     if not found:
         raise UserError(
             f"{path}: not a trained network (no fc.weight and features); "

@@ -283,8 +283,13 @@ def _inside(box: Sequence[float], image: np.ndarray) -> Box:
     return left, top, right - left, bottom - top
 
 
-def _shared(a: Box, b: Box) -> float:
-    """The intersection's share of the smaller box."""
+def intersection(a: Box, b: Box) -> int:
+    """The area in pixels that two boxes share."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0) / min(a[2] * a[3], b[2] * b[3])
+    return max(width, 0) * max(height, 0)
+
+
+def _shared(a: Box, b: Box) -> float:
+    """The intersection's share of the smaller box."""
+    return intersection(a, b) / min(a[2] * a[3], b[2] * b[3])

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from utils.demo.detect import Box
+from utils.demo.detect import Box, intersection
 from utils.demo.predictor import Prediction
 
 MIN_OVERLAP = 0.3  # of a face's boxes in two frames, as intersection over union
@@ -55,7 +55,5 @@ class Tracker:
 
 
 def intersection_over_union(a: Box, b: Box) -> float:
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
+    shared = intersection(a, b)
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)

@@ -40,8 +40,8 @@ def evaluate_checkpoint(
     model = trained.inference_network(world.device, world.autocast)
     result = evaluate(model, loader, trained.image_size)
     trained.check_predictions(result.probabilities)
+    names = [trained.class_names[column] for column in columns]
     if trained.class_names != data.class_names:
-        names = [trained.class_names[column] for column in columns]
         pairs = ", ".join(f"{a} = {b}" for a, b in zip(data.class_names, names, strict=True))
         left_out = ", ".join(name for name in trained.class_names if name not in names)
         world.print_once(
@@ -52,7 +52,7 @@ def evaluate_checkpoint(
         probabilities /= probabilities.sum(dim=1, keepdim=True)
         result = replace(result, probabilities=probabilities)
     if world.is_main:
-        _report(args, trained, data, split, world, result)
+        _report(args, trained, data, split, world, result, names)
     world.shutdown()
     return result
 
@@ -82,7 +82,9 @@ def _report(
     split: Split,
     world: World,
     result: Evaluation,
+    outputs: list[str],
 ) -> None:
+    """outputs: the network's class for each class of the data."""
     folder, names = Path(args.output_dir), data.class_names
     labels, predictions = result.labels.numpy(), result.predictions.numpy()
     metrics = result.metrics
@@ -93,7 +95,6 @@ def _report(
         f"{len(labels)} images of {data.title}"
     )
     columns = (metrics.support, metrics.recall, metrics.precision, metrics.f1)
-    outputs = [trained.class_names[column] for column in match_classes(trained, data)]
     summary = {
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
