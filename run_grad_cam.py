@@ -120,9 +120,10 @@ def choose_faces(trained: TrainedDAN, args: argparse.Namespace) -> list[Face]:
         data = data_of(trained)
         if data is None:
             raise UserError(f"{trained.path}: its data set is unknown; name --images")
-        chosen = spread(len(data.val), args.limit or DEFAULT_LIMIT)
-        files = [data.val.path(i) for i in chosen]
-        labels = [int(data.val.labels[i]) for i in chosen]
+        split = data.held_out
+        chosen = spread(len(split), args.limit or DEFAULT_LIMIT)
+        files = [split.path(i) for i in chosen]
+        labels = [int(split.labels[i]) for i in chosen]
     return [Face(*fields) for fields in zip(files, unique_names(files), labels, strict=True)]
 
 
@@ -134,7 +135,7 @@ def spread(count: int, limit: int | None) -> list[int]:
 def find_labels(files: Sequence[Path], data: FaceData | None) -> list[int | None]:
     """Look up the label of each file; None for a file that is not an image of the data set."""
     labels: list[int | None] = [None] * len(files)
-    for split in (data.train, data.val) if data else ():
+    for split in data.splits.values() if data else ():
         known = dict(zip(split.names.tolist(), split.labels.tolist(), strict=True))
         root = os.path.realpath(split.root)
         for i, file in enumerate(files):

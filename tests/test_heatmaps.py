@@ -1,6 +1,7 @@
 """Heat maps: the maths, the pictures, and run_grad_cam.py from its flags to its files."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,6 +251,20 @@ def test_labels_are_known_where_the_image_is_of_the_data_set(best, toy_raf, tmp_
     args = run_grad_cam.parse(["--checkpoint", str(best), "--images", *map(str, paths)])
     faces = run_grad_cam.choose_faces(checkpoint.read_trained(best), args)
     assert [face.label for face in faces] == [split.labels[7], split.labels[8], None]
+
+
+def test_test_images_of_a_data_set_of_three_splits(tmp_path):
+    for split, shade in (("train", 0), ("val", 1), ("test", 2)):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8), shade).save(tmp_path / split / name / "0.png")
+    config, file = {"aff_path": str(tmp_path)}, tmp_path / "best.pth"
+    trained = SimpleNamespace(config=config, path=file, class_names=("a", "b"), toy=False)
+    args = run_grad_cam.parse(["--checkpoint", str(file)])
+    faces = run_grad_cam.choose_faces(trained, args)
+    assert [face.file for face in faces] == [tmp_path / "test" / n / "0.png" for n in "ab"]
+    args = run_grad_cam.parse(["--checkpoint", str(file), "--images", str(tmp_path / "test/b")])
+    assert [face.label for face in run_grad_cam.choose_faces(trained, args)] == [1]
 
 
 def test_mistakes_are_user_errors(best, toy_raf, photo, tmp_path):

@@ -112,6 +112,11 @@ class FaceData:
         return {name: split for name, split in splits.items() if split is not None}
 
     @property
+    def held_out(self) -> Split:
+        """The images to report on."""
+        return self.val if self.test is None else self.test
+
+    @property
     def title(self) -> str:
         return labels.title(self.name, toy=self.toy)
 

@@ -29,7 +29,7 @@ def evaluate_checkpoint(
         UserError: the data have a class that the checkpoint does not know.
     """
     columns = match_classes(trained, data)
-    split = data.test or data.val
+    split = data.held_out
     loader = FaceLoader(
         split,
         batch_size=args.batch_size,
