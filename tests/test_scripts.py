@@ -74,7 +74,7 @@ def test_an_affectnet_run(toy_aff, tmp_path, num_class, monkeypatch):
     assert optimizer["param_groups"][0]["weight_decay"] == 0
 
 
-def test_toy_presets_and_given_flags(monkeypatch):
+def test_toy_presets_and_given_flags(monkeypatch, tmp_path):
     """A given flag wins over what --toy presets, and that over the recipe's default."""
     seen = {}
 
@@ -85,7 +85,7 @@ def test_toy_presets_and_given_flags(monkeypatch):
     monkeypatch.setattr(rafdb, "read_rafdb", stop)
     for flags, root in (([], rafdb.TOY["raf_path"]), (["--raf_path", "mine"], "mine")):
         with pytest.raises(UserError, match="stop here"):
-            rafdb.main(["--toy", *flags])
+            rafdb.main(["--toy", *flags, "--output_dir", str(tmp_path)])
         assert seen["root"] == root
 
 
