@@ -15,7 +15,7 @@ from tests.affectnet_layouts import write_npy_release
 from utils import check_data
 from utils.convert_affectnet import convert
 from utils.data.datasets import read_affectnet, read_rafdb
-from utils.data.duplicates import find_matches, same_photo, thumbnail
+from utils.data.duplicates import detail, find_matches, same_photo, thumbnail
 from utils.errors import UserError
 from utils.labels import RAFDB
 
@@ -224,10 +224,11 @@ def test_copies_are_found_and_nothing_else(faces, transform):
 
     images = [np.asarray(image) for image in (*faces, *map(change, faces[::4]))]
     matches = find_matches(np.stack([thumbnail(image) for image in images]))
+    shown, other = ([detail(images[match[side]]) for match in matches] for side in (0, 1))
     found = {
         (min(match[:2]), max(match[:2])): match.flipped
-        for match in matches
-        if same_photo(images[match.shown], images[match.other], match)
+        for match, same in zip(matches, same_photo(shown, other, matches), strict=True)
+        if same
     }
     copies = range(len(faces), len(images))
     expected = {(4 * i, copy): transform in ("flip", "all") for i, copy in enumerate(copies)}

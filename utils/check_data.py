@@ -37,7 +37,7 @@ from utils.data.datasets import (
     scan_affectnet,
     scan_rafdb,
 )
-from utils.data.duplicates import SIDE, find_matches, same_photo, thumbnail
+from utils.data.duplicates import SIDE, detail, find_matches, same_photo, thumbnail
 from utils.data.images import describe_others, read_rgb
 from utils.errors import UserError, exit_on_user_error, one_line, plural, writing
 from utils.progress import progress
@@ -79,7 +79,7 @@ def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -
             bar.update()
     bad_labels = sum(problem.of_label for problem in problems)
     bad_files = [problem for problem in problems if not problem.of_label]
-    duplicates, leaks = find_duplicates(scan, thumbnails, np.flatnonzero(good))
+    duplicates, leaks = find_duplicates(scan, thumbnails, np.flatnonzero(good), workers)
     for duplicate in duplicates:
         print(one_line(f"{root}/{duplicate}"))
     if scan.others:
@@ -145,9 +145,9 @@ def _decode(task: tuple[Path, Path, Sequence[bytes]]) -> list[Problem | np.ndarr
     root, folder, names = task
     results = []
     for name in names:
-        path = folder / os.fsdecode(name)
+        path = os.path.join(folder, os.fsdecode(name))
         try:
-            results.append(thumbnail(read_rgb(path)))
+            results.append(thumbnail(read_rgb(path, min_side=2 * SIDE)))
         except UserError as error:
             where = os.path.relpath(path, root)
             results.append(Problem(where, str(error).removeprefix(one_line(f"{path}: "))))
@@ -155,7 +155,7 @@ def _decode(task: tuple[Path, Path, Sequence[bytes]]) -> list[Problem | np.ndarr
 
 
 def find_duplicates(
-    scan: Scan, thumbnails: np.ndarray, good: np.ndarray
+    scan: Scan, thumbnails: np.ndarray, good: np.ndarray, workers: int
 ) -> tuple[list[Problem], int]:
     """Find images that show the same photo as another.
 
@@ -169,23 +169,28 @@ def find_duplicates(
     splits = np.repeat(np.arange(len(scan.splits)), [len(split) for split in scan.splits])
     starts = np.searchsorted(splits, splits)
     good_thumbnails = thumbnails if len(good) == len(thumbnails) else thumbnails[good]
-    pairs = []
-    for match in progress(find_matches(good_thumbnails), desc="compare", unit="pair"):
-        images = [int(good[match.shown]), int(good[match.other])]
-        paths = [scan.splits[splits[i]].path(i - starts[i]) for i in images]
-        if same_photo(*map(read_rgb, paths), match):
-            # The image of the later split stays: a test image. Within a split, the first.
-            kept, dropped = sorted(images, key=lambda i: (-splits[i], i))
-            pairs.append((dropped, kept, match.flipped))
+
+    def path(i: int) -> Path:
+        return scan.splits[splits[i]].path(i - starts[i])
+
+    matches, pairs = find_matches(good_thumbnails, workers), []
+    for start in progress(range(0, len(matches), IMAGES_PER_TASK), desc="compare"):
+        part = matches[start : start + IMAGES_PER_TASK]
+        images = [(int(good[match.shown]), int(good[match.other])) for match in part]
+        details = [[detail(read_rgb(path(i))) for i in side] for side in zip(*images, strict=True)]
+        for match, pair, same in zip(part, images, same_photo(*details, part), strict=True):
+            if same:
+                # The image of the later split stays: a test image. Within a split, the first.
+                kept, dropped = sorted(pair, key=lambda i: (-splits[i], i))
+                pairs.append((dropped, kept, match.flipped))
     duplicates, leaks = {}, 0
     for dropped, kept, flipped in sorted(pairs, key=lambda p: (p[0], -splits[p[1]], p[2])):
         if dropped in duplicates:
             continue
         places, names = [], []
         for i in (dropped, kept):
-            split = scan.splits[splits[i]]
-            places.append(os.path.relpath(split.path(i - starts[i]), scan.root))
-            names.append(scan.class_names[split.labels[i - starts[i]]])
+            places.append(os.path.relpath(path(i), scan.root))
+            names.append(scan.class_names[scan.splits[splits[i]].labels[i - starts[i]]])
         label = f"both {names[0]}" if names[0] == names[1] else f"{names[0]}, there {names[1]}"
         how = "the mirrored photo of" if flipped else "the same photo as"
         duplicates[dropped] = Problem(places[0], f"{how} {places[1]} ({label})")

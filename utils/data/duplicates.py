@@ -1,11 +1,14 @@
 """Find images of the same photo: copies, also flipped, recompressed, resized or cropped by 10 %.
 
-`find_matches` searches thumbnails for pairs whose low frequencies agree, between each image and
-windows of the others and of their mirror images; aligns the two, and compares them. `same_photo`
-then compares the images themselves, which tells two expressions of one person apart.
+`find_matches` searches thumbnails: their low frequencies are projected onto the directions that
+tell images apart but hardly change with a crop, where copies are close to each other. Pairs that
+are close are aligned and compared. `same_photo` then compares the images themselves, which tells
+two expressions of one person apart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -14,23 +17,24 @@ import numpy as np
 
 SIDE = 24  # pixels of a thumbnail
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green, blue
-# The windows of an image that are searched: their size, and their starts along each axis, as
-# fractions of the image. Aligning bridges the gaps between them.
-_SIZES = {1.0: [0.0], 0.95: [0.01, 0.04], 0.9: [0.01, 0.037, 0.063, 0.09]}
+# Crops of an image, (x, width, y, height) as fractions of it; the first is the whole image.
+_SIZES = {1.0: [0.0], 0.95: [0.0, 0.05], 0.9: [0.0, 0.05, 0.1]}
 _AXES = [(start, size) for size, starts in _SIZES.items() for start in starts]
 _WINDOWS = [(x, w, y, h) for x, w in _AXES for y, h in _AXES if w == h]
-_FREQUENCIES = (7, 3, 3)  # along an axis, of luma and of two colour differences
-_MIN_COSINE = 0.982  # between the frequencies of two candidates
-_CLUSTERS = 3  # that each image is in
-# Limits of thumbnails, and of images of _DETAIL pixels: agreement that is worth aligning, agreement
-# then, how much less it may be per width cropped, and the largest difference of a region in
-# standard deviations. Measured on toy faces, on photos of 40 people taken in one session and on
-# photos in general: copies are within them, images of different people are not.
-_THUMBNAIL_LIMITS = (0.93, 0.996, 0.14, 0.24)
+_CENTER = (0.025, 0.95, 0.025, 0.95)  # from here an alignment reaches all of them
+_FREQUENCIES = (10, 6, 6)  # along an axis, of luma and of two colour differences
+_DIRECTIONS = 16
+_SAMPLE = 500  # images from which the directions are learnt
+_CLUSTERS = 5  # that each image is in
+# Limits of thumbnails, and of images of _DETAIL pixels: agreement after alignment, how much less it
+# may be per width cropped, and the largest difference of a region in standard deviations. Measured
+# on toy faces, on photos of 40 people taken in one session and on photos in general: copies are
+# within them, images of different people are not.
+_THUMBNAIL_LIMITS = (0.996, 0.14, 0.24)
 _DETAIL = 64
-_DETAIL_LIMITS = (0.8, 0.9945, 0.02, 0.11)
+_DETAIL_LIMITS = (0.9945, 0.02, 0.11)
+_MIN_COARSE_AGREEMENT = 0.85  # at half the size, worth a closer look
 _CHUNK = 1024  # images at a time, which bounds the memory
-_MAX_COSINES = 10**7  # at a time
 
 
 class Match(NamedTuple):
@@ -48,13 +52,14 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(small, (3, 3), 0)  # fine detail differs between copies
 
 
-def find_matches(thumbnails: np.ndarray) -> list[Match]:
+def find_matches(thumbnails: np.ndarray, workers: int = 1) -> list[Match]:
     """Find all pairs of images that seem to show the same photo.
 
     Images with the very same thumbnail are paired with the first of them only.
 
     Args:
         thumbnails: (N, SIDE, SIDE, 3) uint8.
+        workers: threads that compare pairs.
 
     Returns:
         Matches. A pair may match in several ways, of which some hold for the images themselves.
@@ -67,69 +72,110 @@ def find_matches(thumbnails: np.ndarray) -> list[Match]:
     if not firsts:
         return []
     unique = np.array(list(firsts.values()))
-    for shown, other, windows, flipped in _candidates(thumbnails, unique):
-        for start in range(0, len(shown), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            pictures = thumbnails[shown[part]][:, :, :: -1 if flipped else 1]
-            close, aligned = _are_copies(
-                pictures, thumbnails[other[part]], windows[part], *_THUMBNAIL_LIMITS
-            )
-            for i, window in zip(np.flatnonzero(close) + start, aligned, strict=True):
-                matches.append(Match(int(shown[i]), int(other[i]), flipped, tuple(window.tolist())))
+    with ThreadPoolExecutor(workers) as pool:  # NumPy computes without holding the interpreter
+        for first, second, flipped in _close_pairs(thumbnails, unique):
+            # Either may be a crop of the other.
+            pairs = np.stack([np.append(first, second), np.append(second, first)], axis=1)
+            parts = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
+            for found in pool.map(partial(_compare_pairs, thumbnails, flipped), parts):
+                matches += found
     return matches
 
 
-def same_photo(shown: np.ndarray, other: np.ndarray, match: Match) -> bool:
-    """Whether the images of a match, (h, w, 3) uint8, show the same photo."""
-    if match.flipped:
-        shown = np.ascontiguousarray(shown[:, ::-1])
-    size = (_DETAIL, _DETAIL)
-    small = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (shown, other))
-    pictures = (cv2.GaussianBlur(image, (5, 5), 0)[None] for image in small)
-    window = np.array([match.window], np.float32)
-    return bool(_are_copies(*pictures, window, *_DETAIL_LIMITS)[0][0])
+def _compare_pairs(thumbnails: np.ndarray, flipped: bool, pairs: np.ndarray) -> list[Match]:
+    """pairs: (n, 2), the shown and the other image of each"""
+    shown = thumbnails[pairs[:, 0]][:, :, :: -1 if flipped else 1]
+    start = np.tile(np.array(_CENTER, np.float32), (len(pairs), 1))
+    close, windows = _are_copies(shown, thumbnails[pairs[:, 1]], start, *_THUMBNAIL_LIMITS)
+    return [
+        Match(*pair, flipped, tuple(window))
+        for pair, window in zip(pairs[close].tolist(), windows.tolist(), strict=True)
+    ]
+
+
+def detail(image: np.ndarray) -> np.ndarray:
+    """Shrink an image for `same_photo`: (h, w, 3) -> (_DETAIL, _DETAIL, 3), both uint8 RGB."""
+    small = cv2.resize(image, (_DETAIL, _DETAIL), interpolation=cv2.INTER_AREA)
+    return cv2.GaussianBlur(small, (5, 5), 0)
+
+
+def same_photo(
+    shown: Sequence[np.ndarray], other: Sequence[np.ndarray], matches: Sequence[Match]
+) -> np.ndarray:
+    """Whether the images of each match show the same photo, (n,) bool, given their details."""
+    shown = [
+        image[:, ::-1] if match.flipped else image
+        for image, match in zip(shown, matches, strict=True)
+    ]
+    windows = np.array([match.window for match in matches], np.float32)
+    return _are_copies(np.stack(shown), np.stack(other), windows, *_DETAIL_LIMITS)[0]
 
 
 # ---- search --------------------------------------------------------------------------------------
 
 
-def _candidates(
+def _close_pairs(
     thumbnails: np.ndarray, unique: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
-    """Yield (shown, other, windows, flipped): a window of each shown image, which is mirrored if
-    flipped, may be what the other image shows."""
-    chunks = [unique[start : start + _CHUNK] for start in range(0, len(unique), _CHUNK)]
-    whole = np.concatenate([_spectra(thumbnails[chunk], _WINDOWS[:1])[:, 0] for chunk in chunks])
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """Yield (first, second, flipped): pairs of images, given as two arrays of indices, of which one
+    may be a crop of the other, or of its mirror image."""
+    count = min(len(unique), _SAMPLE)
+    sample = np.random.default_rng(0).choice(unique, count, replace=False)
+    directions, radius = _learn_directions(thumbnails[sample])
+    features, mirrored = [], []
+    for start in range(0, len(unique), _CHUNK):
+        spectra = _spectra(thumbnails[unique[start : start + _CHUNK]], _WINDOWS[:1])[:, 0]
+        features.append(spectra @ directions)
+        mirrored.append((spectra * _MIRROR) @ directions)
+    features, mirrored = np.concatenate(features), np.concatenate(mirrored)
     # Images are compared within clusters, around a few of them.
     count = min(len(unique), int(2 * len(unique) ** 0.5))
-    centers = whole[np.random.default_rng(0).choice(len(unique), count, replace=False)]
+    centers = features[np.random.default_rng(0).choice(len(unique), count, replace=False)]
     per_image = min(_CLUSTERS, count)
     nearest = [
-        np.argpartition(-part @ centers.T, per_image - 1)[:, :per_image].copy()
-        for part in np.array_split(whole, len(chunks))
+        np.argpartition(_distances(part, centers), per_image - 1)[:, :per_image].copy()
+        for part in np.array_split(features, 1 + len(unique) // _CHUNK)
     ]
     members = [hits // per_image for hits in _group(np.concatenate(nearest).ravel(), count)]
-    for chunk in chunks:
-        views = _spectra(thumbnails[chunk], _WINDOWS)
-        for flipped in (False, True):
-            queries = (views * _MIRROR if flipped else views).reshape(-1, views.shape[-1])
-            hits = []
-            groups = _group((queries @ centers.T).argmax(axis=1), count)
-            for mine, theirs in zip(groups, members, strict=True):
-                for part in np.array_split(mine, 1 + len(mine) * len(theirs) // _MAX_COSINES):
-                    cosines = queries[part] @ whole[theirs].T
-                    i, j = np.nonzero(cosines > _MIN_COSINE)
-                    hits.append((part[i], unique[theirs[j]], cosines[i, j]))
-            query, other, cosines = map(np.concatenate, zip(*hits, strict=True))
-            best = np.argsort(-cosines)  # of several windows the best
-            query, other = query[best], other[best]
-            shown = chunk[query // len(_WINDOWS)]
-            _, first = np.unique(shown * len(thumbnails) + other, return_index=True)
-            first = first[shown[first] != other[first]]
-            windows = np.array(_WINDOWS, np.float32)[query[first] % len(_WINDOWS)]
-            if flipped:
-                windows[:, 0] = 1 - windows[:, 0] - windows[:, 1]
-            yield shown[first], other[first], windows, flipped
+    for flipped, queries in ((False, features), (True, mirrored)):
+        nearest = [
+            _distances(part, centers).argmin(axis=1)
+            for part in np.array_split(queries, 1 + len(unique) // _CHUNK)
+        ]
+        pairs = []
+        for mine, theirs in zip(_group(np.concatenate(nearest), count), members, strict=True):
+            i, j = np.nonzero(_distances(queries[mine], features[theirs]) < radius**2)
+            i, j = mine[i], theirs[j]
+            pairs.append(np.minimum(i, j) * len(unique) + np.maximum(i, j))
+        first, second = divmod(np.unique(np.concatenate(pairs)), len(unique))
+        different = first != second
+        yield unique[first[different]], unique[second[different]], flipped
+
+
+def _learn_directions(thumbnails: np.ndarray) -> tuple[np.ndarray, float]:
+    """Find the directions in which images differ most, relative to the crops of one image: linear
+    discriminant analysis (Fisher, 1936) with a class for each image.
+
+    Returns:
+        The projection of spectra onto them, (F, _DIRECTIONS) float32, and how far from an image its
+        crops then lie at most.
+    """
+    spectra = _spectra(thumbnails, _WINDOWS).astype(np.float64)
+    whole, changes = spectra[:, 0], (spectra[:, 1:] - spectra[:, :1]).reshape(-1, spectra.shape[2])
+    within = changes.T @ changes / len(changes)
+    within += 1e-7 * np.eye(len(within))  # flat images do not change at all
+    whitening = np.linalg.inv(np.linalg.cholesky(within)).T
+    centered = (whole - whole.mean(axis=0)) @ whitening
+    directions = whitening @ np.linalg.eigh(centered.T @ centered)[1][:, -_DIRECTIONS:]
+    radius = np.quantile(np.linalg.norm(changes @ directions, axis=1), 0.999)
+    # Directions learnt from few images fit the crops of these too well.
+    radius = max(1.0, (1 + 50 / len(thumbnails)) * float(radius))
+    return directions.astype(np.float32), radius
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances between rows: (n, d), (m, d) -> (n, m)."""
+    return (a**2).sum(axis=1)[:, None] - 2 * (a @ b.T) + (b**2).sum(axis=1)
 
 
 def _group(clusters: np.ndarray, count: int) -> list[np.ndarray]:
@@ -172,21 +218,22 @@ def _are_copies(
     shown: np.ndarray,
     other: np.ndarray,
     windows: np.ndarray,
-    min_unaligned: float,
     min_agreement: float,
     per_crop: float,
     max_difference: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return whether a window of each picture, near the given one, is the other picture, (n,) bool,
     and those windows: (k, 4) where k are."""
-    lumas = shown @ _LUMA, other @ _LUMA
-    agreement, _ = _compare(*(luma[..., None] for luma in lumas), windows)
-    result = agreement > min_unaligned
+    fine = [pictures @ _LUMA for pictures in (shown, other)]
+    side = fine[0].shape[1] // 2
+    coarse = [luma.reshape(-1, side, 2, side, 2).mean((2, 4)) for luma in fine]
+    windows = _align(*coarse, windows)
+    agreement, _ = _compare(*(luma[..., None] for luma in coarse), windows)
+    result = agreement > _MIN_COARSE_AGREEMENT
     if not result.any():
         return result, windows[result]
-    shown, other = shown[result], other[result]
-    windows = _align(*(luma[result] for luma in lumas), windows[result])
-    agreement, difference = _compare(shown, other, windows)
+    windows = _align(*(luma[result] for luma in fine), windows[result])
+    agreement, difference = _compare(shown[result], other[result], windows)
     cropped = 1 - windows[:, 1::2].min(axis=1).clip(0.85, 1)
     close = (agreement > min_agreement - per_crop * cropped) & (difference < max_difference)
     result[result] = close
@@ -212,13 +259,13 @@ def _compare(
 
 
 def _align(shown: np.ndarray, other: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """Move and scale windows (x, width, y, height) until they show the other pictures best, in four
+    """Move and scale windows (x, width, y, height) until they show the other pictures best, in two
     steps of the Gauss-Newton method. shown, other: (n, SIDE, SIDE) float32"""
     side = other.shape[1]
     unit = (np.arange(side, dtype=np.float32) + 0.5) / side
     windows = windows.copy()
     target = (other - other.mean((1, 2), keepdims=True)).reshape(len(other), -1, 1)
-    for _ in range(4):
+    for _ in range(2):
         columns, by_start = _resampling(*windows[:, :2].T, side)
         rows, by_top = _resampling(*windows[:, 2:].T, side)
         strips = shown @ columns.swapaxes(1, 2)

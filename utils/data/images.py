@@ -43,11 +43,15 @@ IMAGE_SUFFIXES = frozenset(
 RUBBISH = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__"}
 
 
-def read_rgb(path: str | os.PathLike) -> np.ndarray:
+def read_rgb(path: str | os.PathLike, *, min_side: int = 0) -> np.ndarray:
     """Decode an image file to RGB, upright according to its EXIF orientation.
 
     Grey, palette, CMYK, RGBA (over white), animated (first frame), 16-bit and float files (scaled
     to 8 bits by the range that their values span) are all fine.
+
+    Args:
+        min_side: where not 0, a JPEG file may be decoded at a fraction of its size, to sides of at
+            least so many pixels, which is faster.
 
     Returns:
         (h, w, 3) uint8.
@@ -55,7 +59,7 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
     Raises:
         UserError: the file is missing, not an image, truncated, or a decompression bomb.
     """
-    if simplejpeg is not None and (pixels := _plain_jpeg(path)) is not None:
+    if simplejpeg is not None and (pixels := _plain_jpeg(path, min_side)) is not None:
         return pixels
     try:
         with Image.open(path) as image:  # reads the header only
@@ -78,7 +82,7 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
         raise UserError(f"{path}: cannot be read ({reason}); replace it or leave it out") from None
 
 
-def _plain_jpeg(path: str | os.PathLike) -> np.ndarray | None:
+def _plain_jpeg(path: str | os.PathLike, min_side: int) -> np.ndarray | None:
     """Decode a JPEG file that needs neither turning nor another colour space; None for all other
     files and for broken ones."""
     try:
@@ -90,6 +94,8 @@ def _plain_jpeg(path: str | os.PathLike) -> np.ndarray | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
             return None
+        if min_side:
+            return simplejpeg.decode_jpeg(content, min_height=min_side, min_width=min_side)
         return simplejpeg.decode_jpeg(content)
     except (OSError, ValueError):
         return None  # Pillow's error says more
