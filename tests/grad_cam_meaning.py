@@ -1,4 +1,4 @@
-"""Measure whether heat maps lie on brows, eyes and mouth, for a checkpoint trained on toy faces.
+"""Measure whether heat maps lie on brows, eyes and mouth, for a checkpoint of toy RAF-DB.
 
 python tests/grad_cam_meaning.py models/toy-rafdb/best.pth
 """
@@ -6,9 +6,11 @@ python tests/grad_cam_meaning.py models/toy-rafdb/best.pth
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
+from PIL import Image, ImageFilter
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,7 +22,10 @@ from utils.data.images import read_rgb
 from utils.data.transforms import preprocess
 from utils.heatmaps.maps import METHODS, head_maps, normalize
 from utils.heatmaps.sheets import resize_map
-from utils.toy.sets import redraw_face
+from utils.toy import render
+from utils.toy.sets import ToySet, read_toy_set
+
+FEATURES = ("draw_brow", "draw_nose", "draw_eye", "draw_mouth", "draw_folds")
 
 
 class Meaning(NamedTuple):
@@ -31,15 +36,26 @@ class Meaning(NamedTuple):
     above: float  # fraction of the faces where that is more than 1, which is chance
 
 
+def features_of(toy: ToySet, index: int) -> np.ndarray:
+    """(h, w) bool: where a test face differs from the same face without features."""
+    face = toy.face("test", index).astype(int)
+    with patch.multiple(render, **{name: Mock() for name in FEATURES}):
+        bare = toy.face("test", index)
+    # The gain that keeps the mean colour changes all pixels by up to 14 levels.
+    changed = Image.fromarray(np.abs(face - bare).max(axis=2) > 20)
+    return np.asarray(changed.convert("L").filter(ImageFilter.MaxFilter(3))) > 0
+
+
 def measure(model: DAN, split: Split, *, num_images: int, image_size: int, method: str) -> Meaning:
     """Compare the mean of the heads' maps with where the features were drawn."""
     paths = [split.path(i) for i in range(num_images)]
     images = torch.tensor(np.stack([read_rgb(path) for path in paths])).permute(0, 3, 1, 2)
     result = head_maps(model, preprocess(images, image_size), method=method)
     correct = result.probabilities.argmax(dim=1).numpy() == split.labels[:num_images]
+    toy = read_toy_set(paths[0].parents[2])
     gains = []
     for i in correct.nonzero()[0]:
-        features = redraw_face(paths[i]).features  # (h, w) bool
+        features = features_of(toy, int(paths[i].stem[5:9]) - 1)  # test_0001_aligned
         size = features.shape[::-1]
         heat = np.mean([resize_map(heat, size) for heat in normalize(result.maps[i])], axis=0)
         gains.append(heat[features].sum() / max(heat.sum(), 1e-9) / features.mean())

@@ -7,10 +7,12 @@ Face coordinates are those of the picture before the head is rotated and moved: 
 y down, both from -1 to 1. Left and right are the picture's.
 """
 
-from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFilter
+from numpy.typing import ArrayLike
+from PIL import Image, ImageColor, ImageDraw
 
 RENDERER = 1  # raise it whenever the same parameters draw other pixels: existing sets are redrawn
 
@@ -24,22 +26,14 @@ def mix(a: Colour, b: Colour, amount: float) -> Colour:
 
 # ---- identity ------------------------------------------------------------------------------------
 
-
-def _palette(colours: str) -> tuple[Colour, ...]:
-    return tuple(ImageColor.getrgb(f"#{colour}") for colour in colours.split())
-
-
-SKINS = _palette("ffdec4 f8d0b0 eebe9a e0aa82 cc936b b07a56 966446 7e523a")
-HAIR_COLOURS = _palette("262022 422e26 68422e 94623c cc9a58 e8c680 b04e2c 9c9a9e")
-IRISES = _palette("4a2e20 684426 426e48 3e709c 5c6670")
-SHIRTS = _palette("ce544e 4674a8 5c946e e8b254 7e6096 464e5c")
-BACKGROUNDS = _palette("b2d6e2 eadabe c4debe e0c6d8 f4e2a4 98b8cc d0cec8 eeb8a4")
+SKINS = "#ffdec4 #f8d0b0 #eebe9a #e0aa82 #cc936b #b07a56 #966446 #7e523a".split()
+HAIR_COLOURS = "#262022 #422e26 #68422e #94623c #cc9a58 #e8c680 #b04e2c #9c9a9e".split()
+IRISES = "#4a2e20 #684426 #426e48 #3e709c #5c6670".split()
+SHIRTS = "#ce544e #4674a8 #5c946e #e8b254 #7e6096 #464e5c".split()
+BACKGROUNDS = "#b2d6e2 #eadabe #c4debe #e0c6d8 #f4e2a4 #98b8cc #d0cec8 #eeb8a4".split()
 
 
-@dataclass(frozen=True)
-class HairStyle:
-    """Lengths are in face coordinates."""
-
+class HairStyle(NamedTuple):
     volume: float  # how far hair stands off the skull
     length: float  # y where it ends behind the face; the ears are at about 0
     hairline: float  # y where it ends on the forehead
@@ -64,6 +58,7 @@ class Identity:
 
     def __init__(self, rng: np.random.Generator):
         self.skin = _pick(SKINS, 6, rng)
+        self.crease = mix(self.skin, (56, 20, 16), 0.5)
         self.hair = _pick(HAIR_COLOURS, 6, rng)
         self.iris = _pick(IRISES, 8, rng)
         self.shirt = _pick(SHIRTS, 16, rng)
@@ -88,41 +83,23 @@ class Identity:
         self.lip = rng.uniform(0.035, 0.055)  # thickness
 
 
-def _pick(palette: tuple[Colour, ...], spread: int, rng: np.random.Generator) -> Colour:
+def _pick(palette: list[str], spread: int, rng: np.random.Generator) -> Colour:
     """Pick a colour and vary it: its brightness and each channel by up to `spread` levels."""
     change = rng.integers(-spread, spread + 1, 4)
-    colour = np.add(palette[rng.integers(len(palette))], change[0] + change[1:])
+    colour = ImageColor.getrgb(palette[rng.integers(len(palette))]) + change[0] + change[1:]
     return tuple(np.clip(colour, 0, 255).tolist())
 
 
 # ---- action units --------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class ActionUnits:
-    """How strongly each muscle action shows on one half of the face, from 0 to 1.
-
-    These are action units (AUs) of the Facial Action Coding System (Ekman, Friesen and Hager,
-    2002).
-    """
-
-    inner_brow_raise: float = 0.0  # AU 1
-    outer_brow_raise: float = 0.0  # AU 2
-    brow_lower: float = 0.0  # AU 4
-    upper_lid_raise: float = 0.0  # AU 5
-    cheek_raise: float = 0.0  # AU 6
-    lid_tighten: float = 0.0  # AU 7
-    nose_wrinkle: float = 0.0  # AU 9
-    lip_corner_pull: float = 0.0  # AU 12
-    dimple: float = 0.0  # AU 14
-    lip_corner_depress: float = 0.0  # AU 15
-    lower_lip_depress: float = 0.0  # AU 16
-    lip_stretch: float = 0.0  # AU 20
-    lip_tighten: float = 0.0  # AU 23
-    jaw_drop: float = 0.0  # AU 26
-
-
-AU_NUMBERS = (1, 2, 4, 5, 6, 7, 9, 12, 14, 15, 16, 20, 23, 26)  # in the order of the fields
+# The action units (AUs) of the Facial Action Coding System (Ekman, Friesen and Hager, 2002) that
+# are drawn: 1 and 2 raise the inner and the outer brow, 4 lowers it; 5 raises the upper lid, 6 the
+# cheek, 7 tightens the lids; 9 wrinkles the nose; 12 pulls the corners of the lips, 14 dimples
+# them, 15 depresses them; 16 depresses the lower lip, 20 stretches and 23 tightens the lips; 26
+# drops the jaw.
+AU_NUMBERS = (1, 2, 4, 5, 6, 7, 9, 12, 14, 15, 16, 20, 23, 26)
+ActionUnits = dict[int, float]  # how strongly each AU shows on one half of the face, from 0 to 1
+RELAXED: ActionUnits = dict.fromkeys(AU_NUMBERS, 0.0)
 
 # The prototypes of the basic emotions in the FACS Investigator's Guide. RAF-DB and AffectNet
 # call two of them by different names.
@@ -146,18 +123,15 @@ def draw_action_units(expression: str, rng: np.random.Generator) -> tuple[Action
     """Draw the action units of an expression at random intensities.
 
     Every expression draws equally many numbers, so that what is drawn next does not depend on it.
-
-    Returns:
-        the left and the right half of the face, which differ for contempt only.
+    The left and the right half of the face, which are returned, differ for contempt only.
     """
-    active = EXPRESSION_UNITS[expression]
-    drawn = rng.uniform(MIN_INTENSITY, 1, len(AU_NUMBERS)).tolist()
-    left_side = bool(rng.integers(2))
-    strengths = zip(AU_NUMBERS, drawn, strict=True)
-    units = ActionUnits(*(value if number in active else 0.0 for number, value in strengths))
+    strengths = rng.uniform(MIN_INTENSITY, 1, len(AU_NUMBERS)).tolist()
+    left_side = rng.integers(2)
+    drawn = dict(zip(AU_NUMBERS, strengths, strict=True))
+    units = RELAXED | {number: drawn[number] for number in EXPRESSION_UNITS[expression]}
     if expression != "contempt":
         return units, units
-    return (units, ActionUnits()) if left_side else (ActionUnits(), units)
+    return (units, RELAXED) if left_side else (RELAXED, units)
 
 
 # ---- canvas --------------------------------------------------------------------------------------
@@ -176,8 +150,14 @@ class View:
         self.noise = rng.uniform(1, 6)  # largest deviation, in levels of 255
 
 
-_CIRCLE = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-CIRCLE = np.stack([np.cos(_CIRCLE), np.sin(_CIRCLE)], axis=1)  # (28, 2), of radius 1
+# The positions at which curves are evaluated.
+_T = np.linspace(-1, 1, 17)  # from the left to the right end of an eye, a mouth or the hairline
+_BULGE = 1 - _T**2
+_U = np.linspace(0, 1, 9)  # from the start to the end of a brow, a crease or a strand of hair
+_THIN_ENDS = np.sin(np.pi * _U)
+_TURN = np.linspace(0, 2 * np.pi, 56, endpoint=False)  # around the head
+_COS, _SIN = np.cos(_TURN), np.sin(_TURN)
+_CIRCLE = np.stack([_COS, _SIN], axis=1)[::2]  # (28, 2), of radius 1
 
 
 class Canvas:
@@ -185,7 +165,6 @@ class Canvas:
 
     def __init__(self, size: int, background: Colour, view: View):
         self.factor = max(2, round(300 / size))  # supersampling per axis
-        self.outlines: list[np.ndarray] = []  # of all polygons, (n, 2) each, in pixels
         self._image = Image.new("RGB", (size * self.factor,) * 2, background)
         self._draw = ImageDraw.Draw(self._image)
         cos = np.cos(view.angle) * view.scale * size / 2
@@ -196,21 +175,22 @@ class Canvas:
     def polygon(self, points: np.ndarray, colour: Colour) -> None:
         """points: (n, 2)"""
         pixels = points @ self._rotation + self._shift
-        self.outlines.append(pixels)
         self._draw.polygon((pixels * self.factor).ravel().tolist(), fill=colour)
 
     def between(self, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, colour: Colour) -> None:
-        """Fill the area between two curves over the same x, all (n,)."""
+        """Fill the area, if any, between two curves over the same x, all (n,)."""
+        if np.array_equal(top, bottom):
+            return
         y = np.concatenate([top, bottom[::-1]])
         self.polygon(np.stack([np.concatenate([x, x[::-1]]), y], axis=1), colour)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
-        self.polygon(CIRCLE * (rx, ry) + (x, y), colour)
+        self.polygon(_CIRCLE * (rx, ry) + (x, y), colour)
 
-    def stroke(
-        self, x: np.ndarray, y: np.ndarray, width: np.ndarray | float, colour: Colour
-    ) -> None:
-        """Draw a line through x and y, (n,) each, of one width or a width per point."""
+    def stroke(self, x: np.ndarray, y: np.ndarray, width: ArrayLike, colour: Colour) -> None:
+        """Draw a line, if any, through x and y, (n,) each, of one width or a width per point."""
+        if not np.any(width):
+            return
         points = np.stack([x, y], axis=1)
         along = np.empty_like(points)
         along[1:-1] = points[2:] - points[:-2]
@@ -229,17 +209,7 @@ class Canvas:
         return np.asarray(self._image.reduce(self.factor))
 
 
-# The positions at which curves are evaluated.
-_T = np.linspace(-1, 1, 17)  # from the left to the right end of an eye, a mouth or the hairline
-_BULGE = 1 - _T**2
-_U = np.linspace(0, 1, 9)  # from the start to the end of a brow, a crease or a strand of hair
-_THIN_ENDS = np.sin(np.pi * _U)
-_TURN = np.linspace(0, 2 * np.pi, 56, endpoint=False)  # around the head
-_COS, _SIN = np.cos(_TURN), np.sin(_TURN)
-
 # ---- head: what does not move with the expression ------------------------------------------------
-
-EAR_Y = 0.06
 
 
 def draw_head(canvas: Canvas, who: Identity) -> None:
@@ -249,9 +219,9 @@ def draw_head(canvas: Canvas, who: Identity) -> None:
         _draw_hair_behind(canvas, who)
     canvas.polygon(np.array([(-0.28, 0.5), (0.28, 0.5), (0.34, 1.3), (-0.34, 1.3)]), shade)  # neck
     canvas.ellipse(0, 1.5, 1.0, 0.53, who.shirt)
-    for side in (-1, 1):
-        canvas.ellipse(side * who.face_width, EAR_Y, 0.10, 0.16, who.skin)
-        canvas.ellipse(side * (who.face_width + 0.01), EAR_Y, 0.05, 0.09, shade)
+    for side in (-1, 1):  # ears
+        canvas.ellipse(side * who.face_width, 0.06, 0.10, 0.16, who.skin)
+        canvas.ellipse(side * (who.face_width + 0.01), 0.06, 0.05, 0.09, shade)
     canvas.polygon(_head_outline(who), who.skin)
     blush = mix(who.skin, (236, 84, 76), 0.16)
     for side in (-1, 1):
@@ -302,7 +272,7 @@ def _draw_hair_above(canvas: Canvas, who: Identity) -> None:
     else:
         x = -0.3 * who.part_side + 0.4 * (_U - 0.5)
         shine = mix(who.hair, (255, 255, 255), 0.25)
-        canvas.stroke(x, -0.82 + 0.5 * x**2, 0.035 * np.sin(np.pi * _U), shine)
+        canvas.stroke(x, -0.82 + 0.5 * x**2, 0.035 * _THIN_ENDS, shine)
 
 
 # ---- features: what moves with the expression ----------------------------------------------------
@@ -315,21 +285,17 @@ TONGUE = (206, 96, 100)
 LIPS = (196, 60, 74)
 
 
-def _crease(who: Identity) -> Colour:
-    return mix(who.skin, (56, 20, 16), 0.5)
-
-
 def draw_brow(canvas: Canvas, who: Identity, au: ActionUnits, side: int) -> None:
     """AU 1 lifts its inner end, AU 2 its outer one, AU 4 lowers it and pulls it inwards."""
     inner, outer = 1 - _U, _U
     y = who.eye_y - who.brow_gap - who.brow_arch * np.sin(np.pi * _U**0.8)
-    y = y - 0.17 * au.inner_brow_raise * inner**1.3 - 0.14 * au.outer_brow_raise * outer**0.8
+    y = y - 0.17 * au[1] * inner**1.3 - 0.14 * au[2] * outer**0.8
     # Together with AU 1, in sadness and fear, AU 4 does not pull the inner end down: it slants
     # the brow.
-    down = au.brow_lower * (1 - 0.9 * au.inner_brow_raise) + 0.6 * au.nose_wrinkle
-    y = y + down * (0.04 + 0.15 * inner) + 0.10 * au.brow_lower * au.inner_brow_raise * outer
+    down = au[4] * (1 - 0.9 * au[1]) + 0.6 * au[9]
+    y = y + down * (0.04 + 0.15 * inner) + 0.10 * au[4] * au[1] * outer
     length = 2 * who.eye_width
-    x = side * (who.eye_x + length * (_U - 0.52) - 0.06 * au.brow_lower * inner)
+    x = side * (who.eye_x + length * (_U - 0.52) - 0.06 * au[4] * inner)
     width = who.brow_width * (1.05 - 0.7 * _U**2) * np.minimum(1, 0.55 + 4 * _U)
     canvas.stroke(x, y, width, mix(who.hair, (20, 13, 12), 0.65))
 
@@ -339,56 +305,53 @@ def draw_eye(canvas: Canvas, who: Identity, au: ActionUnits, side: int, gaze: np
     width = who.eye_width
     height = width * who.eye_open
     x, y = side * who.eye_x, who.eye_y
-    sorrow = au.inner_brow_raise * au.brow_lower * (1 - au.upper_lid_raise)
-    squint = 0.3 * au.lid_tighten + 0.45 * au.nose_wrinkle + 0.35 * sorrow
-    rise = height * (1 + 0.5 * au.upper_lid_raise - squint - 0.1 * au.cheek_raise)
-    push = 1.25 * au.cheek_raise + 0.5 * au.lid_tighten + 0.55 * au.nose_wrinkle
-    drop = height * (0.8 + 0.15 * au.upper_lid_raise - push)
+    sorrow = au[1] * au[4] * (1 - au[5])
+    squint = 0.3 * au[7] + 0.45 * au[9] + 0.35 * sorrow
+    rise = height * (1 + 0.5 * au[5] - squint - 0.1 * au[6])
+    push = 1.25 * au[6] + 0.5 * au[7] + 0.55 * au[9]
+    drop = height * (0.8 + 0.15 * au[5] - push)
 
-    def upper(t):
-        return y - rise * (1 - t**2) ** 0.75 - side * t * who.eye_tilt
-
-    def lower(t):
-        return y + drop * (1 - t**2) ** 0.85 - side * t * who.eye_tilt
+    def lids(t):
+        """The y of the upper and of the lower lid, at t from -1 to 1 along the eye."""
+        tilt = side * t * who.eye_tilt
+        return y - rise * (1 - t**2) ** 0.75 - tilt, y + drop * (1 - t**2) ** 0.85 - tilt
 
     def disc(radius, dx, dy, colour):
         """Draw the part of a disc that shows between the lids."""
-        points = CIRCLE * radius + (x + dx, y + dy)
+        points = _CIRCLE * radius + (x + dx, y + dy)
         t = np.clip((points[:, 0] - x) / width, -1, 1)
-        points[:, 1] = np.clip(points[:, 1], upper(t), lower(t))
+        points[:, 1] = np.clip(points[:, 1], *lids(t))
         canvas.polygon(points, colour)
 
-    along, lid, floor = x + width * _T, upper(_T), lower(_T)
-    canvas.between(along, lid, floor, WHITE)
+    along = x + width * _T
+    upper, lower = lids(_T)
+    canvas.between(along, upper, lower, WHITE)
     dx, dy = gaze[0] * width, gaze[1] * width - 0.05 * height
     disc(0.62 * width, dx, dy, who.iris)
     disc(0.34 * width, dx, dy, PUPIL)
     disc(0.15 * width, dx + 0.17 * width, dy - 0.2 * width, WHITE)  # highlight
-    canvas.stroke(along, lid, 0.042 * (0.45 + 0.55 * _BULGE), INK)
-    canvas.stroke(along, floor, 0.018, _crease(who))
-    if au.cheek_raise:
-        pouch = floor + 0.06 + 0.05 * au.cheek_raise * _BULGE
-        canvas.stroke(along, pouch, 0.028 * au.cheek_raise * _BULGE, _crease(who))
+    canvas.stroke(along, upper, 0.042 * (0.45 + 0.55 * _BULGE), INK)
+    canvas.stroke(along, lower, 0.018, who.crease)
+    pouch = lower + 0.06 + 0.05 * au[6] * _BULGE
+    canvas.stroke(along, pouch, 0.028 * au[6] * _BULGE, who.crease)
 
 
 def draw_nose(canvas: Canvas, who: Identity, au: ActionUnits) -> None:
     """AU 9 wrinkles its bridge and lifts its wings, AU 4 folds the skin above it."""
     tip = who.eye_y + who.nose_length + 0.06
-    base_y = tip + 0.045 * _BULGE - au.nose_wrinkle * (0.02 + 0.05 * _T**2)
-    canvas.stroke(who.nose_width * _T, base_y, 0.03 * (0.3 + 0.7 * _BULGE), _crease(who))
+    base_y = tip + 0.045 * _BULGE - au[9] * (0.02 + 0.05 * _T**2)
+    canvas.stroke(who.nose_width * _T, base_y, 0.03 * (0.3 + 0.7 * _BULGE), who.crease)
     for side in (-1, 1):
         wing = who.nose_width + 0.02 * _THIN_ENDS
-        y = tip - 0.06 * (1 - _U) - 0.07 * au.nose_wrinkle
-        canvas.stroke(side * wing, y, 0.02, _crease(who))
-        if au.brow_lower:
-            x = side * (0.05 - 0.012 * _U)
-            y = who.eye_y - 0.26 + 0.15 * _U - 0.06 * au.inner_brow_raise
-            canvas.stroke(x, y, 0.03 * au.brow_lower * _THIN_ENDS, _crease(who))
-    if au.nose_wrinkle:
-        for i in range(3):
-            y = who.eye_y - 0.03 + 0.07 * i - 0.03 * _BULGE
-            width = 0.03 * au.nose_wrinkle * _BULGE
-            canvas.stroke((0.10 - 0.015 * i) * _T, y, width, _crease(who))
+        y = tip - 0.06 * (1 - _U) - 0.07 * au[9]
+        canvas.stroke(side * wing, y, 0.02, who.crease)
+        x = side * (0.05 - 0.012 * _U)
+        y = who.eye_y - 0.26 + 0.15 * _U - 0.06 * au[1]
+        canvas.stroke(x, y, 0.03 * au[4] * _THIN_ENDS, who.crease)
+    for i in range(3):
+        y = who.eye_y - 0.03 + 0.07 * i - 0.03 * _BULGE
+        width = 0.03 * au[9] * _BULGE
+        canvas.stroke((0.10 - 0.015 * i) * _T, y, width, who.crease)
 
 
 def draw_mouth(canvas: Canvas, who: Identity, left: ActionUnits, right: ActionUnits) -> None:
@@ -399,110 +362,88 @@ def draw_mouth(canvas: Canvas, who: Identity, left: ActionUnits, right: ActionUn
     middle = who.mouth_y + np.where(_T < 0, left_y, right_y) * np.abs(_T) ** 1.6
 
     # Only actions of both halves part the lips: half a smile does not show the teeth.
-    au = left if left == right else ActionUnits()
-    middle += 0.03 * au.lip_corner_pull - 0.05 * au.lip_corner_depress * _BULGE
-    shape = _BULGE + (np.sqrt(_BULGE) - _BULGE) * au.jaw_drop  # rounder the wider it opens
-    up = 0.12 * au.jaw_drop * (1 - 0.4 * au.lip_stretch) + 0.07 * au.nose_wrinkle
-    down = 0.26 * au.jaw_drop * (1 - 0.55 * au.lip_stretch)
-    down += 0.17 * au.lip_corner_pull**2 + 0.09 * au.lower_lip_depress
+    au = left if left == right else RELAXED
+    middle += 0.03 * au[12] - 0.05 * au[15] * _BULGE
+    shape = _BULGE + (np.sqrt(_BULGE) - _BULGE) * au[26]  # rounder the wider it opens
+    up = 0.12 * au[26] * (1 - 0.4 * au[20]) + 0.07 * au[9]
+    down = 0.26 * au[26] * (1 - 0.55 * au[20]) + 0.17 * au[12] ** 2 + 0.09 * au[16]
     top, bottom = middle - up * shape, middle + down * shape
 
-    lip = who.lip * (1 - 0.75 * au.lip_tighten)
+    lip = who.lip * (1 - 0.75 * au[23])
     cupids_bow = _BULGE**0.6 * (1 - 0.25 * np.exp(-((_T / 0.2) ** 2)))
     lips = mix(who.skin, LIPS, 0.55)
     canvas.between(x, top - lip * cupids_bow, bottom + 1.25 * lip * _BULGE**0.7, lips)
     if up or down:
+        tongue = 0.11 * au[26] * (1 - au[20])
+        upper_teeth = 0.09 * au[12] + 0.06 * au[26]
+        lower_teeth = 0.09 * au[16] + 0.06 * au[20]
         canvas.between(x, top, bottom, MOUTH)
-        tongue = 0.11 * au.jaw_drop * (1 - au.lip_stretch)
-        upper_teeth = 0.09 * au.lip_corner_pull + 0.06 * au.jaw_drop
-        lower_teeth = 0.09 * au.lower_lip_depress + 0.06 * au.lip_stretch
-        if tongue:
-            canvas.between(x, np.maximum(bottom - tongue * shape, top), bottom, TONGUE)
-        if upper_teeth:
-            canvas.between(x, top, np.minimum(top + upper_teeth * shape, bottom), WHITE)
-        if lower_teeth:
-            canvas.between(x, np.maximum(bottom - lower_teeth * shape, top), bottom, WHITE)
+        canvas.between(x, np.maximum(bottom - tongue * shape, top), bottom, TONGUE)
+        canvas.between(x, top, np.minimum(top + upper_teeth * shape, bottom), WHITE)
+        canvas.between(x, np.maximum(bottom - lower_teeth * shape, top), bottom, WHITE)
     else:
         canvas.stroke(x, middle, 0.032 * (0.5 + 0.5 * _BULGE), mix(lips, INK, 0.7))
-    _draw_folds(canvas, who, left, -1, (-left_x, who.mouth_y + left_y))
-    _draw_folds(canvas, who, right, 1, (right_x, who.mouth_y + right_y))
 
 
 def _mouth_corner(who: Identity, au: ActionUnits) -> tuple[float, float]:
-    """The distance of a corner from the mouth's middle: sideways, and down."""
-    widen = 0.28 * au.lip_corner_pull + 0.38 * au.lip_stretch + 0.05 * au.dimple
-    narrow = 0.32 * au.lip_tighten + 0.42 * au.jaw_drop * (1 - au.lip_stretch)
-    up = 0.16 * au.lip_corner_pull + 0.06 * au.dimple
-    down = 0.16 * au.lip_corner_depress + 0.05 * au.lip_stretch
+    """The distance of a corner from the middle of the mouth: sideways, and down."""
+    widen = 0.28 * au[12] + 0.38 * au[20] + 0.05 * au[14]
+    narrow = 0.32 * au[23] + 0.42 * au[26] * (1 - au[20])
+    up = 0.16 * au[12] + 0.06 * au[14]
+    down = 0.16 * au[15] + 0.05 * au[20]
     return who.mouth_width * (1 + widen - narrow), down - up
 
 
-def _draw_folds(
-    canvas: Canvas, who: Identity, au: ActionUnits, side: int, corner: tuple[float, float]
-) -> None:
-    """Draw the dimple (AU 14) beside a mouth corner and the fold (AU 9, 12) up to the nose."""
-    x, y = corner
-    if au.dimple:
-        pit = x + side * (0.05 + 0.04 * _THIN_ENDS)
-        canvas.stroke(pit, y - 0.11 + 0.20 * _U, 0.04 * au.dimple * _THIN_ENDS, _crease(who))
-    fold = max(au.lip_corner_pull, au.nose_wrinkle)
-    if fold:
-        start_x, start_y = side * (who.nose_width + 0.07), who.eye_y + who.nose_length - 0.02
-        bow = side * 0.04 * _THIN_ENDS
-        fold_x = start_x + (x + side * 0.06 - start_x) * _U + bow
-        fold_y = start_y + (y - 0.03 - start_y) * _U
-        canvas.stroke(fold_x, fold_y, 0.028 * fold * np.sqrt(_THIN_ENDS), _crease(who))
+def draw_folds(canvas: Canvas, who: Identity, au: ActionUnits, side: int) -> None:
+    """AU 14 dimples the skin beside a mouth corner, AU 9 and 12 fold it from there to the nose."""
+    x, y = _mouth_corner(who, au)
+    x, y = side * x, who.mouth_y + y
+    pit = x + side * (0.05 + 0.04 * _THIN_ENDS)
+    canvas.stroke(pit, y - 0.11 + 0.20 * _U, 0.04 * au[14] * _THIN_ENDS, who.crease)
+    start_x, start_y = side * (who.nose_width + 0.07), who.eye_y + who.nose_length - 0.02
+    fold_x = start_x + (x + side * 0.06 - start_x) * _U + side * 0.04 * _THIN_ENDS
+    fold_y = start_y + (y - 0.03 - start_y) * _U
+    width = 0.028 * max(au[9], au[12]) * np.sqrt(_THIN_ENDS)
+    canvas.stroke(fold_x, fold_y, width, who.crease)
 
 
 # ---- the whole face ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class ToyFace:
-    """A drawn face."""
-
-    image: np.ndarray  # (size, size, 3) uint8 RGB
-    outlines: list[np.ndarray]  # polygons of all that the expression moves, (n, 2) in pixels
-
-    @property
-    def features(self) -> np.ndarray:
-        """(size, size) bool: brows, eyes, nose, mouth, and the creases beside them."""
-        mask = Image.new("L", self.image.shape[1::-1])
-        draw = ImageDraw.Draw(mask)
-        for outline in self.outlines:
-            draw.polygon(outline.ravel().tolist(), fill=255, outline=255)
-        # Anti-aliasing spreads an edge by up to one pixel.
-        return np.asarray(mask.filter(ImageFilter.MaxFilter(3))) > 0
-
-
-def draw_face(
-    expression: str, rng: np.random.Generator, size: int, identity: Identity | None = None
-) -> ToyFace:
-    """Draw a person with an expression.
+def render_face(
+    expression: str, rng: np.random.Generator, size: int, who: Identity | None = None
+) -> np.ndarray:
+    """Draw a person with an expression: (size, size, 3) uint8 RGB.
 
     Args:
         expression: a class name of RAF-DB or AffectNet.
-        rng: source of the identity (unless given), the view, the intensities and the noise.
+        rng: source of the person (unless given), the view, the intensities and the noise.
         size: height and width in pixels.
-        identity: the person.
+        who: the person.
     """
-    who = Identity(rng) if identity is None else identity
+    who = who or Identity(rng)
     view = View(rng)
     left, right = draw_action_units(expression, rng)
     canvas = Canvas(size, who.background, view)
     draw_head(canvas, who)
     bare_mean = canvas.mean_colour()
-    canvas.outlines.clear()
     draw_brow(canvas, who, left, -1)
     draw_brow(canvas, who, right, 1)
     draw_nose(canvas, who, left)
     draw_eye(canvas, who, left, -1, view.gaze)
     draw_eye(canvas, who, right, 1, view.gaze)
     draw_mouth(canvas, who, left, right)
+    draw_folds(canvas, who, left, -1)
+    draw_folds(canvas, who, right, 1)
     # An open mouth would make the whole picture darker and redder, and so tell the label by its
     # mean colour. The gain restores the mean of the head without features.
     gain = view.exposure * bare_mean / canvas.mean_colour()
-    return ToyFace(_photograph(canvas.pixels(), view, gain, rng), canvas.outlines)
+    return _photograph(canvas.pixels(), view, gain, rng)
+
+
+def draw_face(expression: str, rng: np.random.Generator, size: int) -> SimpleNamespace:
+    """Draw a face as the `image` of an object."""
+    return SimpleNamespace(image=render_face(expression, rng, size))
 
 
 def _photograph(
