@@ -9,7 +9,6 @@ split, and the same parameters give the same files.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,29 +18,30 @@ if __name__ == "__main__":  # makes `utils` importable from any working director
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import Parser, whole_number
-from utils.data.images import has_suffix, save_picture
 from utils.errors import exit_on_user_error, writing
 from utils.labels import AFFECTNET
-from utils.toy.render import draw_face
+from utils.toy.render import render_face
 from utils.toy.sets import write_affectnet, write_rafdb
 
+SIZE, GAP, HEADING = 112, 4, 22  # of a sheet, in pixels
 
-def draw_sheet(*, rows: int = 5, size: int = 112, seed: int = 0) -> Image.Image:
+
+def draw_sheet(seed: int, people: int = 5) -> Image.Image:
     """Draw a few people (rows) with all expressions (columns), with the expressions' names."""
-    band, step = size // 5, size + size // 28  # with white between the faces
-    width, height = (step * count - step + size for count in (len(AFFECTNET), rows))
-    sheet = Image.new("RGB", (width, band + height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(band * 0.7)
+    step = SIZE + GAP
+    shape = (step * len(AFFECTNET) - GAP, HEADING + step * people - GAP)
+    sheet = Image.new("RGB", shape, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(0.7 * HEADING)
     for column, name in enumerate(AFFECTNET):
         x = step * column
-        pen.text((x + size / 2, band / 2), name, fill="black", font=font, anchor="mm")
-        for row in range(rows):  # generators in the same state draw the same person
-            face = draw_face(name, np.random.default_rng((seed, row)), size)
-            sheet.paste(Image.fromarray(face.image), (x, band + step * row))
+        pen.text((x + SIZE / 2, HEADING / 2), name, fill="black", font=font, anchor="mm")
+        for row in range(people):  # generators in the same state draw the same person
+            face = render_face(name, np.random.default_rng((seed, row)), SIZE)
+            sheet.paste(Image.fromarray(face), (x, HEADING + step * row))
     return sheet
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--output", metavar="DIR", help="folder that becomes the data set")
@@ -54,19 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not (args.output or args.sheet):
         parser.error("nothing to do: give an --output folder or a --sheet")
-    if args.sheet and not has_suffix(args.sheet, frozenset({".jpg", ".jpeg", ".png"})):
-        parser.error(f"--sheet {args.sheet}: the name must end in .jpg or .png")
     if args.output:
         write, test = (write_rafdb, "test") if args.layout == "rafdb" else (write_affectnet, "val")
-        given = {"seed": args.seed, "train": args.train, test: args.test}
-        toy = write(
-            args.output, **{key: value for key, value in given.items() if value is not None}
-        )
+        counts = {"train": args.train, test: args.test}
+        given = {split: count for split, count in counts.items() if count}
+        toy = write(args.output, seed=args.seed, **given)
         print(f"{args.output}: {toy.train} training and {toy.test} test faces")
     if args.sheet:
         with writing(args.sheet):
             Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
-        save_picture(draw_sheet(seed=args.seed), args.sheet, quality=90)
+            draw_sheet(args.seed).save(args.sheet, quality=90)
         print(f"{args.sheet}: a sheet of faces")
 
 
