@@ -78,7 +78,7 @@ def test_inference_form_and_bf16_predict_the_same(learned):
 
 @pytest.mark.parametrize("method", ["attention", "gradcam++"])
 def test_heat_maps_lie_on_brows_eyes_and_mouth(learned, method):
-    """The renderer knows where they are; 1 would be chance."""
+    """They are where a face differs from the same face without them; 1 would be chance."""
     trained, model, split = learned
     meaning = measure(model, split, num_images=70, image_size=trained.image_size, method=method)
     assert meaning.faces > 60 and meaning.gain > 1.15 and meaning.above > 0.9

@@ -1,4 +1,4 @@
-"""Draw cartoon faces: who they show, an expression made of action units, and a view of both.
+"""Draw cartoon faces: a person, an expression made of action units, and a view of both.
 
 Brows, eyes, nose and mouth, with the creases beside them, carry the label; nothing else does.
 Two generators in the same state draw the same person, view and noise for any two expressions.
@@ -116,16 +116,16 @@ EXPRESSION_UNITS = {
     "contempt": (12, 14),  # on one side of the face
 }
 
-MIN_INTENSITY = 0.75  # still visible at the 100 pixels of RAF-DB's faces
+MIN_STRENGTH = 0.75  # still visible at the 100 pixels of RAF-DB's faces
 
 
 def draw_action_units(expression: str, rng: np.random.Generator) -> tuple[ActionUnits, ActionUnits]:
-    """Draw the action units of an expression at random intensities.
+    """Draw the strengths of an expression's action units on the left and the right half of the
+    face, which differ for contempt only.
 
     Every expression draws equally many numbers, so that what is drawn next does not depend on it.
-    The left and the right half of the face, which are returned, differ for contempt only.
     """
-    strengths = rng.uniform(MIN_INTENSITY, 1, len(AU_NUMBERS)).tolist()
+    strengths = rng.uniform(MIN_STRENGTH, 1, len(AU_NUMBERS)).tolist()
     left_side = rng.integers(2)
     drawn = dict(zip(AU_NUMBERS, strengths, strict=True))
     units = RELAXED | {number: drawn[number] for number in EXPRESSION_UNITS[expression]}
@@ -417,7 +417,7 @@ def render_face(
 
     Args:
         expression: a class name of RAF-DB or AffectNet.
-        rng: source of the person (unless given), the view, the intensities and the noise.
+        rng: source of the person (unless given), the view, the strengths and the noise.
         size: height and width in pixels.
         who: the person.
     """
@@ -442,7 +442,7 @@ def render_face(
 
 
 def draw_face(expression: str, rng: np.random.Generator, size: int) -> SimpleNamespace:
-    """Draw a face as the `image` of an object."""
+    """`render_face` as the `image` of an object, which is what utils/export_onnx.py takes."""
     return SimpleNamespace(image=render_face(expression, rng, size))
 
 

@@ -36,6 +36,7 @@ class ToySet:
         layout: rafdb or affectnet.
         seed: not negative.
         train, test: number of training and of test (AffectNet: validation) faces.
+        num_class: 7 in RAF-DB's layout, 8 in AffectNet's.
     """
 
     layout: str
@@ -63,7 +64,7 @@ class ToySet:
         return labels
 
     def person(self, split: str, index: int) -> Identity:
-        """Who the face at an index, from 0, of a split shows."""
+        """The person on the face at an index, from 0, of a split."""
         return Identity(self._rng(split, "person", index // FACES_PER_PERSON))
 
     def face(self, split: str, index: int) -> np.ndarray:
