@@ -92,24 +92,19 @@ def test_rafdb_recognises_its_published_counts(raf):
     ("line", "expected"),
     [
         ("train_00001", "txt:2: 'train_00001' is not"),
-        ("train_00002.jpg 8", "txt:2: 'train_00002.jpg 8' has no label from 1 to 7"),
+        ("train_00002.jpg 8", "txt:2: 'train_00002.jpg 8' is not"),
         ("train_00002.jpg 0", "has no label from 1 to 7"),
         ("train_00002.jpg nan", "has no label from 1 to 7"),
         ("photo.jpg 3", "txt:2: 'photo.jpg 3' is not"),
         ("../train_00002.jpg 3", "txt:2: "),
         ("train_\xe9.jpg 3", "txt:2: "),
         ("train_00001.jpg 1", "txt:2: repeats train_00001.jpg of line 1;"),
-        ("train_00001.jpg 3", "repeats train_00001.jpg of line 1, which gives it label 1"),
         ("train_00099.jpg 2", "train_00099_aligned.jpg: missing, but line 2 of"),
     ],
 )
 def test_rafdb_names_a_bad_line(raf, line, expected):
     lines = (raf / LABELS).read_text().splitlines()
     lines[1] = line
-    lines.append("train_00014.jpg 2")  # so that no class is without an image
-    shutil.copy(
-        raf / "Image/aligned/train_00001_aligned.jpg", raf / "Image/aligned/train_00014_aligned.jpg"
-    )
     (raf / LABELS).write_text("\n".join(lines))
     with pytest.raises(UserError) as error:
         read_rafdb(raf)
@@ -124,13 +119,6 @@ def test_rafdb_reports_all_problems_together_and_five_by_name(raf):
         read_rafdb(raf)
     assert "6 problems" in str(error.value) and str(error.value).count("missing") == 5
     assert str(error.value).endswith(f"; for all of them: python utils/check_data.py {raf}")
-
-
-def test_rafdb_names_a_class_without_training_images(raf):
-    text = (raf / LABELS).read_text()
-    (raf / LABELS).write_text(text.replace("train_00002.jpg 2", "train_00002.jpg 3"))
-    with pytest.raises(UserError, match=r"1 problem: .*no train_\*.jpg image of fear \(label 2\)"):
-        read_rafdb(raf)
 
 
 LINES = st.builds(
@@ -156,7 +144,7 @@ def test_no_label_file_leads_to_anything_but_labels_or_one_line(raf_module, cont
         assert str(error).startswith(str(raf_module)) and str(error).isprintable()
         assert len(str(error)) < 2000
     else:
-        assert set(data.train.labels) == set(range(7)) and len(data.val)
+        assert set(data.train.labels) <= set(range(7)) and len(data.train) and len(data.val)
 
 
 @pytest.mark.parametrize("missing", ["", "EmoLabel", "Image"])
@@ -171,7 +159,7 @@ def test_rafdb_not_there(raf, missing):
 def test_rafdb_empty_split(raf):
     lines = (raf / LABELS).read_text().splitlines()
     (raf / LABELS).write_text("\n".join(lines[:7]))
-    with pytest.raises(UserError, match="lists no test_"):
+    with pytest.raises(UserError, match="no val images"):
         read_rafdb(raf)
 
 
@@ -338,14 +326,6 @@ def test_a_toy_set_is_one_by_its_own_marker(toy_raf, tmp_path):
     assert read_rafdb(copy).title == "RAF-DB"
 
 
-@pytest.mark.parametrize("name", [b"a\xe9", b"a\nb", b" "])
-def test_class_folders_that_cannot_name_a_class(folders, name):
-    root = folders(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
-    os.mkdir(os.fsencode(root / "train") + b"/" + name)
-    with pytest.raises(UserError, match="a folder is called .*rename it"):
-        read_affectnet(root)
-
-
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_missing_split(folders, split):
     present = {"train": "val", "val": "train"}[split]
@@ -393,9 +373,8 @@ def test_lists_of_files_are_compact(folders):
 # ---- what a reader hands over --------------------------------------------------------------------
 
 
-def split(*labels, images=None):
-    count = len(labels) if images is None else images
-    names = np.array([f"{i}.png" for i in range(count)], dtype="S")
+def split(*labels):
+    names = np.array([f"{i}.png" for i in range(len(labels))], dtype="S")
     return Split(Path("faces"), names, np.array(labels, np.int64))
 
 
@@ -406,19 +385,16 @@ def test_class_names_become_plain_text(names):
 
 
 @pytest.mark.parametrize(
-    ("names", "train", "val", "says"),
+    ("train", "val", "says"),
     [
-        ("xyx", split(0), split(1), "named twice"),
-        (("x", " "), split(0), split(1), "not all are names"),
-        ("xy", split(1, 2), split(1), "labels from 1 to 2, but those of 2 classes are 0"),
-        ("xy", split(1), split(-1, 0), "labels from -1 to 0"),
-        ("xy", split(1), split(0, 1, images=3), "2 labels for 3 images"),
-        ("xy", split(1), split(), "no images"),
+        (split(1, 2), split(1), "labels from 1 to 2, but those of 2 classes are 0"),
+        (split(1), split(-1, 0), "labels from -1 to 0"),
+        (split(1), split(), "no val images"),
     ],
 )
-def test_data_that_cannot_be_trained_on(names, train, val, says):
+def test_data_that_cannot_be_trained_on(train, val, says):
     with pytest.raises(UserError, match=f"^faces: .*{says}"):
-        FaceData("Own", tuple(names), train, val)
+        FaceData("Own", ("x", "y"), train, val)
 
 
 def test_the_orders_of_the_classes_are_the_published_ones():

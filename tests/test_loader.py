@@ -115,12 +115,6 @@ def test_shares_of_a_batch_say_where_they_stand(tmp_path):
     assert (batch.share, batch.size) == (slice(2, 5), 5)
 
 
-def test_batches_too_small_for_the_processes_are_refused(tmp_path):
-    split = make_split(tmp_path, [(8, 8)] * 9)
-    with pytest.raises(UserError, match="too small for 4 processes"):
-        load(split, world=World(size=4), min_images=2)
-
-
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_epoch_goes_on_from_any_step(tmp_path, cached):
     split = make_split(tmp_path, [(8, 8)] * 11)

@@ -43,7 +43,7 @@ def torchvision_normalized(image):
     return TF.normalize(TF.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def torchvision_augmented(image, size, padding, draws, i):
+def torchvision_augmented(image, size, draws, i):
     """One image through the released recipes' chain of PIL operations."""
     image = TF.resize(to_pil(image), [size, size])
     if draws.flip[i]:
@@ -58,7 +58,7 @@ def torchvision_augmented(image, size, padding, draws, i):
             interpolation=InterpolationMode.NEAREST,
         )
         left, top = draws.crop[i].tolist()
-        image = TF.crop(TF.pad(image, [padding] * 4), top, left, size, size)
+        image = TF.crop(image, top, left, size, size)  # black outside the image
     result = torchvision_normalized(image)
     top, left, height, width = draws.erase[i].tolist()
     return TF.erase(result, top, left, height, width, torch.zeros(())) if height else result
@@ -124,11 +124,11 @@ def test_flip_crop_and_erasing_are_exact():
     draws = unchanged(6)
     draws.flip[[0, 2]] = True
     draws.geometric[:5] = True
-    draws.crop[:] = torch.tensor([[0, 0], [64, 64], [32, 32], [5, 60], [40, 0], [0, 0]])
+    draws.crop[:] = torch.tensor([[0, 0], [64, 64], [32, 32], [5, 60], [40, 0], [0, 0]]) - 32
     draws.shift[3] = torch.tensor([-30, 44])
     draws.erase[[1, 2]] = torch.tensor([[0, 0, 50, 223], [100, 200, 124, 24]])
     result = RAFDB.apply(images, 224, draws)
-    expected = [torchvision_augmented(image, 224, 32, draws, i) for i, image in enumerate(images)]
+    expected = [torchvision_augmented(image, 224, draws, i) for i, image in enumerate(images)]
     torch.testing.assert_close(result, torch.stack(expected), atol=2e-6, rtol=0)
     assert (result[1, :, :50, :223] == 0).all() and (result[2, :, 100:, 200:] == 0).all()
 
@@ -139,9 +139,8 @@ def test_recipes_equal_torchvision(recipe, height, width, size):
     images = photos(16, height, width)
     draws = recipe.draw(16, size, generator(1))._replace(geometric=torch.arange(16) % 4 != 0)
     result = recipe.apply(images, size, draws)
-    padding = round(recipe.crop_padding * size)
     expected = torch.stack(
-        [torchvision_augmented(image, size, padding, draws, i) for i, image in enumerate(images)]
+        [torchvision_augmented(image, size, draws, i) for i, image in enumerate(images)]
     )
     difference = (grey_levels(result) - grey_levels(expected)).abs()
     # A nearest pixel may fall either way at an edge; everything else is within a grey level.
@@ -202,7 +201,7 @@ def test_rates_and_ranges(recipe):
     padding = round(recipe.crop_padding * size)
     shift = round(recipe.translate * size)
     for axis in (0, 1):
-        assert_uniform(draws.crop[:, axis], 0, 2 * padding)
+        assert_uniform(draws.crop[:, axis], -padding, padding)
         assert_uniform(draws.shift[:, axis], -shift, shift)
     # Flags and erasing are independent of each other.
     assert_rate(draws.flip & (draws.erase[:, 2] > 0), 0.25)

@@ -41,11 +41,6 @@ def canonical(name: str) -> str:
     return SYNONYMS.get(name.strip().lower(), name.strip().lower())
 
 
-def is_name(name: object) -> bool:
-    """Whether a value can name a class or a data set: non-empty text that prints on one line."""
-    return isinstance(name, str) and name.strip() != "" and name.isprintable()
-
-
 def title(dataset: str, *, toy: bool) -> str:
     """The data set's name as shown to people; a toy accuracy must not pass for a real one."""
     return f"toy {dataset}" if toy else dataset

@@ -68,8 +68,7 @@ class FaceData:
         notes: lines for the summary.
 
     Raises:
-        UserError: class names that are not distinct names, labels outside of them, names and
-            labels of different length, or a split without images.
+        UserError: a split without images, or labels outside of the classes.
     """
 
     name: str
@@ -80,22 +79,15 @@ class FaceData:
     test: Split | None = None
     toy: bool = False
     published: Mapping[str, Sequence[int]] | None = None
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
     whole: str = ""  # fingerprint before a validation part was set aside
 
     def __post_init__(self):
         # Plain text: checkpoints keep it and refuse other types, such as NumPy's strings.
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
-        where, names = self.train.root, ", ".join(self.class_names)
-        if not all(map(labels.is_name, (self.name, *self.class_names))):
-            raise UserError(f"{where}: {self.name} with the classes {names}: not all are names")
-        if len(set(self.class_names)) < self.num_class:
-            raise UserError(f"{where}: a class is named twice ({names}); name each once")
-        for split in self.splits.values():
-            if len(split.names) != len(split):
-                raise UserError(f"{split.root}: {len(split)} labels for {len(split.names)} images")
+        for name, split in self.splits.items():
             if not len(split):
-                raise UserError(f"{split.root}: one of the splits has no images")
+                raise UserError(f"{split.root}: no {name} images")
             if split.labels.min() < 0 or split.labels.max() >= self.num_class:
                 raise UserError(
                     f"{split.root}: labels from {split.labels.min()} to {split.labels.max()}, but "
@@ -176,19 +168,19 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scan:
     """What of a data set can be used, and all that is wrong with it; FaceData's arguments."""
 
     root: Path
     name: str
     class_names: tuple[str, ...]
-    splits: list[Split]
-    problems: list[Problem]
-    left_out: int  # images that BAD_IMAGES names
-    others: Counter[str] = field(default_factory=Counter)  # files that are not images, by suffix
     published: Mapping[str, Sequence[int]] | None = None
-    notes: tuple[str, ...] = ()
+    splits: list[Split] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    left_out: int = 0  # images that BAD_IMAGES names
+    others: Counter[str] = field(default_factory=Counter)  # files that are not images, by suffix
+    notes: list[str] = field(default_factory=list)
 
     def whole(self) -> FaceData:
         """The data set, if nothing is wrong with it.
@@ -196,21 +188,20 @@ class Scan:
         Raises:
             UserError: the number of problems, the first five, and what to do.
         """
-        toy = os.path.exists(self.root / TOY_MARKER)
         if self.problems:
             command = f"python utils/check_data.py {shlex.quote(str(self.root))}"
             more = f"; for all of them: {command}" if len(self.problems) > 5 else ""
-            shown = "; ".join(map(str, self.problems[:5]))
-            remedy = f"correct that, or leave images out with {command} --exclude"
-            if toy:
-                remedy = "remove this toy set, and --toy draws it anew"
-            count = plural(len(self.problems), "problem")
-            raise UserError(f"{self.root}: {count}: {shown}; {remedy}{more}")
-        notes = () if toy else self.notes
+            raise UserError(
+                f"{self.root}: {plural(len(self.problems), 'problem')}: "
+                f"{'; '.join(map(str, self.problems[:5]))}; correct that, or leave images out "
+                f"with {command} --exclude{more}"
+            )
+        toy = os.path.exists(self.root / TOY_MARKER)
+        notes = [] if toy else [*self.notes]
         if self.left_out:
-            notes += (f"{plural(self.left_out, 'image')} left out, listed in {BAD_IMAGES}",)
+            notes.append(f"{plural(self.left_out, 'image')} left out, listed in {BAD_IMAGES}")
         if self.others:
-            notes += (f"not images, and left out: {describe_others(self.others)}",)
+            notes.append(f"not images, and left out: {describe_others(self.others)}")
         train, val, *test = self.splits
         return FaceData(
             *(self.name, self.class_names, train, val, self.root, *test),
@@ -220,190 +211,18 @@ class Scan:
         )
 
 
-def bad_images(root: Path) -> set[str]:
-    """Images that BAD_IMAGES says to leave out, relative to the data set."""
-    try:
-        with open(root / BAD_IMAGES, encoding="utf-8", errors="surrogateescape") as file:
-            return {row["path"] for row in csv.DictReader(file)}
-    except FileNotFoundError:
-        return set()
-    except KeyError:
-        raise UserError(f"{root / BAD_IMAGES}: has no column path; remove it") from None
+# ---- class folders -------------------------------------------------------------------------------
 
-
-# ---- RAF-DB --------------------------------------------------------------------------------------
-
-RAFDB_LABELS = "EmoLabel/list_patition_label.txt"
-RAFDB_IMAGES = "Image/aligned"
-_RAFDB_NAME = re.compile(r"(train|test)_\w+\.(?i:jpg)", re.ASCII)
-
-
-def read_rafdb(root: str | os.PathLike) -> FaceData:
-    """Read RAF-DB's basic set: `EmoLabel/list_patition_label.txt` and `Image/aligned/`, or class
-    folders `train/1 ... 7` and `test/1 ... 7`.
-
-    Raises:
-        UserError: files are missing, the label file has bad lines, or a class has no image.
-    """
-    return scan_rafdb(root).whole()
-
-
-def scan_rafdb(root: str | os.PathLike) -> Scan:
-    """Read RAF-DB with everything that is wrong with it.
-
-    Raises:
-        UserError: the label file or the folder of images is missing or cannot be read.
-    """
-    root = Path(root)
-    if not os.path.isdir(root):
-        raise UserError(
-            f"{root}: no such folder; get RAF-DB from {RAFDB_URL} and unpack it there, "
-            "give its place with --raf_path, or try --toy, which needs no data"
-        )
-    label_file, image_folder = root / RAFDB_LABELS, root / RAFDB_IMAGES
-    if not os.path.exists(label_file) and (splits := find_splits(root)):
-        names, published = labels.RAFDB, labels.RAFDB_COUNTS
-        return _scan_class_folders(root, splits, [*"1234567"], "RAF-DB", names, published)
-    for path in (label_file, image_folder):
-        if not os.path.exists(path):
-            raise UserError(
-                f"{path}: missing; {root} should hold {RAFDB_LABELS} and {RAFDB_IMAGES}/ as "
-                "RAF-DB's basic set does, or train/1 ... 7 and test/1 ... 7"
-            )
-    present = {path.removeprefix(f"{image_folder}{os.sep}") for path in walk_files(image_folder)}
-    excluded, left_out = bad_images(root), 0
-    listed, problems = _read_rafdb_labels(label_file)
-    found = {"train": [], "test": []}
-    for name, (number, code) in listed.items():
-        aligned = f"{Path(name).stem}_aligned.jpg"
-        if f"{RAFDB_IMAGES}/{aligned}" in excluded:
-            left_out += 1
-        elif aligned in present:
-            found[name.partition("_")[0]].append((aligned, code - 1))
-        else:
-            reason = f"missing, but line {number} of {label_file.name} lists it"
-            problems.append(Problem(f"{RAFDB_IMAGES}/{aligned}", reason))
-    for split in found:
-        if not any(name.startswith(split) for name in listed):
-            problems.append(Problem(RAFDB_LABELS, f"lists no {split}_*.jpg image", True))
-    codes = {code for name, (_, code) in listed.items() if name.startswith("train")}
-    for code, name in enumerate(labels.RAFDB, start=1):
-        if codes and code not in codes:
-            reason = f"lists no train_*.jpg image of {name} (label {code})"
-            problems.append(Problem(RAFDB_LABELS, reason, True))
-    splits = [
-        Split(
-            image_folder,
-            np.array([name for name, _ in rows], dtype="S"),
-            np.array([code for _, code in rows], dtype=np.int64),
-        )
-        for rows in found.values()
-    ]
-    names, published = labels.RAFDB, labels.RAFDB_COUNTS
-    return Scan(root, "RAF-DB", names, splits, problems, left_out, published=published)
-
-
-def _read_rafdb_labels(path: Path) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
-    """{`train_00001.jpg`: (its line, its label from 1 to 7)}, and the lines that say something
-    else."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not plain text in UTF-8; get another copy") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    listed, problems = {}, []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, *rest = line.split()
-        if not _RAFDB_NAME.fullmatch(name) or len(rest) != 1:
-            reason = f"{line[:60]!r} is not 'train_NNNNN.jpg LABEL' or 'test_NNNN.jpg LABEL'"
-        elif rest[0] not in [*"1234567"]:
-            reason = f"{line[:60]!r} has no label from 1 to 7"
-        elif name in listed:
-            other, code = listed[name]
-            reason = f"repeats {name} of line {other}"
-            reason += "" if code == int(rest[0]) else f", which gives it label {code}"
-        else:
-            listed[name] = number, int(rest[0])
-            continue
-        problems.append(Problem(f"{RAFDB_LABELS}:{number}", reason, of_label=True))
-    return listed, problems
-
-
-# ---- AffectNet and other class folders -----------------------------------------------------------
-
-# What lies at the top of AffectNet as its authors distribute it, before conversion.
-RAW_AFFECTNET = ("train_set", "Manually_Annotated_Images", "Manually_Annotated", "affectnet.csv")
 SPLIT_NAMES = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 
 
-def read_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> FaceData:
-    """Read AffectNet as class folders 0-7, or any data set as class folders of other names.
-
-    Args:
-        num_class: 8 or 7 (without contempt), 8 if None; other data sets have as many classes as
-            folders.
-
-    Raises:
-        UserError: no data set, one that has to be converted first, a class without images in one
-            of the splits, or folders whose names do not say which classes they are.
-    """
-    return scan_affectnet(root, num_class=num_class).whole()
-
-
-def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> Scan:
-    """Read AffectNet, or other class folders, with everything that is wrong with them.
-
-    Raises:
-        UserError: there are no class folders, or other ones than asked for.
-    """
-    root = Path(root)
-    if not os.path.isdir(root):
-        raise UserError(
-            f"{root}: no such folder; get AffectNet from {AFFECTNET_URL} and unpack it there, "
-            "give its place with --aff_path, or try --toy, which needs no data"
-        )
-    convert = f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
-    if os.path.exists(root / UNFINISHED):
-        command = (root / UNFINISHED).read_text().strip() or convert
-        raise UserError(f"{root}: its conversion was interrupted; continue it with {command}")
-    splits = find_splits(root)
-    if not splits:
-        for name in RAW_AFFECTNET:
-            if os.path.exists(root / name):
-                raise UserError(f"{root}: holds {name} but no class folders; make them: {convert}")
-        raise UserError(
-            f"{root}: has no train/ and val/ (or valid/, validation/, test/) with one folder of "
-            "images per class"
-        )
-    keys = sorted({key for folder in splits for key in _class_folders(folder)})
-    if all(key.isdecimal() for key in keys):
-        _refuse_other_numbers(root, splits[0], keys, num_class)
-        codes = range(len(labels.AFFECTNET) if num_class is None else num_class)
-        published = {split: n[: len(codes)] for split, n in labels.AFFECTNET_COUNTS.items()}
-        names = labels.AFFECTNET[: len(codes)]
-        return _scan_class_folders(root, splits, [*map(str, codes)], "AffectNet", names, published)
-    if len(keys) < 2:
-        raise UserError(f"{root}: has {plural(len(keys), 'class folder')}; at least 2 are needed")
-    for folder in (root.resolve().name, *keys):
-        if not labels.is_name(folder):
-            raise UserError(f"{root}: a folder is called {folder!r}; rename it to plain text")
-    if num_class not in (None, len(keys)):
-        raise UserError(
-            f"{root}: has {len(keys)} class folders of its own, but --num_class {num_class} was "
-            "given; leave it out, or give another --aff_path"
-        )
-    return _scan_class_folders(root, splits, keys, root.resolve().name, tuple(keys))
-
-
-def affectnet_run_name(root: str | os.PathLike, num_class: int | None) -> str:
-    """What runs on `read_affectnet`'s data are called."""
-    splits = find_splits(Path(root)) if os.path.isdir(root) else None
-    if splits and not all(key.isdecimal() for key in _class_folders(splits[0])):
-        return Path(root).resolve().name
-    return f"affectnet-{num_class or len(labels.AFFECTNET)}"
+def bad_images(root: Path) -> set[str]:
+    """Images that BAD_IMAGES says to leave out, relative to the data set."""
+    path = root / BAD_IMAGES
+    if not path.exists():
+        return set()
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return {row["path"] for row in csv.DictReader(file)}
 
 
 def find_splits(root: Path) -> list[Path] | None:
@@ -421,82 +240,205 @@ def find_splits(root: Path) -> list[Path] | None:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if not is_rubbish(p.name) and p.is_dir())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    return sorted(p for p in folder.iterdir() if not is_rubbish(p.name) and p.is_dir())
 
 
-def _class_folders(split: Path) -> list[str]:
-    return [path.name for path in _subfolders(split)]
+def _scan_class_folders(scan: Scan, folders: Sequence[Path], keys: Sequence[str]) -> Scan:
+    """Fill a scan from the splits of a tree of class folders; labels index `keys`, their names."""
+    excluded = bad_images(scan.root)
+    for folder in folders:
+        prefix = f"{os.path.relpath(folder, scan.root)}/"
+        names, class_labels = [], []
+        for label, key in enumerate(keys):
+            for path in walk_files(folder / key) if os.path.isdir(folder / key) else ():
+                name = path.removeprefix(f"{folder}{os.sep}")
+                if not has_suffix(path, IMAGE_SUFFIXES):
+                    scan.others[os.path.splitext(path)[1].lower()] += 1
+                elif prefix + name in excluded:
+                    scan.left_out += 1
+                else:
+                    names.append(os.fsencode(name))
+                    class_labels.append(label)
+            if class_labels[-1:] != [label]:
+                reason = "no images; each class needs some"
+                scan.problems.append(Problem(prefix + key, reason, of_label=True))
+        names, class_labels = np.array(names, dtype="S"), np.array(class_labels, np.int64)
+        scan.splits.append(Split(folder, names, class_labels))
+    return scan
 
 
-def _refuse_other_numbers(
-    root: Path, train: Path, keys: Sequence[str], num_class: int | None
-) -> None:
-    """Refuse numbered folders that are known not to be AffectNet's codes."""
-    names = ", ".join(f"{i} {name}" for i, name in enumerate(labels.AFFECTNET))
+def _no_folder(root: Path, name: str, url: str, flag: str) -> UserError:
+    return UserError(
+        f"{root}: no such folder; get {name} from {url} and unpack it there, give its place with "
+        f"{flag}, or try --toy, which needs no data"
+    )
+
+
+# ---- RAF-DB --------------------------------------------------------------------------------------
+
+RAFDB_LABELS = "EmoLabel/list_patition_label.txt"
+RAFDB_IMAGES = "Image/aligned"
+_RAFDB_LINE = re.compile(r"\s*(?P<name>(train|test)_\w+\.(?i:jpg))\s+(?P<code>[1-7])\s*", re.ASCII)
+
+
+def read_rafdb(root: str | os.PathLike) -> FaceData:
+    """Read RAF-DB's basic set: `EmoLabel/list_patition_label.txt` and `Image/aligned/`, or class
+    folders `train/1 ... 7` and `test/1 ... 7`.
+
+    Raises:
+        UserError: files are missing, the label file has bad lines, or a class has no image.
+    """
+    return scan_rafdb(root).whole()
+
+
+def scan_rafdb(root: str | os.PathLike) -> Scan:
+    """Read RAF-DB with everything that is wrong with it."""
+    root = Path(root)
+    if not os.path.isdir(root):
+        raise _no_folder(root, "RAF-DB", RAFDB_URL, "--raf_path")
+    scan = Scan(root, "RAF-DB", labels.RAFDB, labels.RAFDB_COUNTS)
+    label_file, image_folder = root / RAFDB_LABELS, root / RAFDB_IMAGES
+    if not label_file.exists() and (splits := find_splits(root)):
+        return _scan_class_folders(scan, splits, "1234567")
+    for path in (label_file, image_folder):
+        if not path.exists():
+            raise UserError(
+                f"{path}: missing; {root} should hold {RAFDB_LABELS} and {RAFDB_IMAGES}/ as "
+                "RAF-DB's basic set does, or train/1 ... 7 and test/1 ... 7"
+            )
+    present, excluded = set(os.listdir(image_folder)), bad_images(root)
+    names, codes = {"train": [], "test": []}, {"train": [], "test": []}
+    for name, (number, code) in _read_rafdb_labels(label_file, scan.problems).items():
+        split = name.partition("_")[0]
+        aligned = f"{Path(name).stem}_aligned.jpg"
+        if f"{RAFDB_IMAGES}/{aligned}" in excluded:
+            scan.left_out += 1
+        elif aligned in present:
+            names[split].append(aligned)
+            codes[split].append(code)
+        else:
+            reason = f"missing, but line {number} of {label_file.name} lists it"
+            scan.problems.append(Problem(f"{RAFDB_IMAGES}/{aligned}", reason))
+    scan.splits = [
+        Split(image_folder, np.array(names[split], dtype="S"), np.array(codes[split], np.int64) - 1)
+        for split in names
+    ]
+    return scan
+
+
+def _read_rafdb_labels(path: Path, problems: list[Problem]) -> dict[str, tuple[int, int]]:
+    """{"train_00001.jpg": (its line, its label from 1 to 7)}; lines that say something else are
+    added to the problems."""
+    listed = {}
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        match = _RAFDB_LINE.fullmatch(line)
+        if match is None:
+            reason = (
+                f"{line[:60]!r} is not 'train_NNNNN.jpg LABEL' or 'test_NNNN.jpg LABEL', or has "
+                "no label from 1 to 7"
+            )
+        elif match["name"] in listed:
+            reason = f"repeats {match['name']} of line {listed[match['name']][0]}"
+        else:
+            listed[match["name"]] = number, int(match["code"])
+            continue
+        problems.append(Problem(f"{RAFDB_LABELS}:{number}", reason, of_label=True))
+    return listed
+
+
+# ---- AffectNet, and data sets of any other classes -----------------------------------------------
+
+# What lies at the top of AffectNet as its authors distribute it, before conversion.
+RAW_AFFECTNET = ("train_set", "Manually_Annotated_Images", "Manually_Annotated", "affectnet.csv")
+
+
+def read_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> FaceData:
+    """Read AffectNet as class folders 0-7, or any data set as class folders of other names.
+
+    Args:
+        num_class: 8 or 7 (without contempt), 8 if None; other data sets have as many classes as
+            folders.
+
+    Raises:
+        UserError: no data set, one that has to be converted first, a class without images in one
+            of the splits, or folders whose names do not say which classes they are.
+    """
+    return scan_affectnet(root, num_class=num_class).whole()
+
+
+def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> Scan:
+    """Read AffectNet, or other class folders, with everything that is wrong with them."""
+    root = Path(root)
+    if not os.path.isdir(root):
+        raise _no_folder(root, "AffectNet", AFFECTNET_URL, "--aff_path")
+    convert = f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
+    if (root / UNFINISHED).exists():
+        command = (root / UNFINISHED).read_text().strip() or convert
+        raise UserError(f"{root}: its conversion was interrupted; continue it with {command}")
+    splits = find_splits(root)
+    if not splits:
+        for name in RAW_AFFECTNET:
+            if (root / name).exists():
+                raise UserError(f"{root}: holds {name} but no class folders; make them: {convert}")
+        raise UserError(
+            f"{root}: has no train/ and val/ (or valid/, validation/, test/) with one folder of "
+            "images per class"
+        )
+    keys = sorted({path.name for split in splits for path in _subfolders(split)})
+    if len(keys) < 2:
+        raise UserError(f"{root}: has {plural(len(keys), 'class folder')}; at least 2 are needed")
+    if all(key.isdecimal() for key in keys):
+        return _scan_numbered_folders(root, splits, keys, num_class)
+    if num_class not in (None, len(keys)):
+        raise UserError(
+            f"{root}: has {len(keys)} class folders of its own, but --num_class {num_class} was "
+            "given; leave it out, or give another --aff_path"
+        )
+    return _scan_class_folders(Scan(root, root.resolve().name, tuple(keys)), splits, keys)
+
+
+def _scan_numbered_folders(
+    root: Path, splits: Sequence[Path], keys: Sequence[str], num_class: int | None
+) -> Scan:
+    """Read numbered folders as AffectNet's, unless they are known to be those of another set."""
+    codes = [f"{code} {name}" for code, name in enumerate(labels.AFFECTNET)]
+    known = f"not AffectNet's ({', '.join(codes)})"
     rename = f"rename the folders to class names, such as train/{keys[0]} to train/happy"
-    some = next(walk_files(train), "")
-    if re.fullmatch(r"(train|test)_\d+_aligned\.\w+", os.path.basename(some)):
+    some_file = os.path.basename(next(walk_files(splits[0]), ""))
+    if re.fullmatch(r"(train|test)_\d+_aligned\.\w+", some_file):
         raise UserError(
             f"{root}: these are RAF-DB's images; train on them with python rafdb.py --raf_path "
             f"{shlex.quote(str(root))}"
         )
     if not set(keys) <= {*"01234567"} or "0" not in keys:
+        raise UserError(f"{root}: the folders {', '.join(keys)} are {known}; {rename}")
+    without_contempt = keys == [*"0123456"]
+    count = num_class or (7 if without_contempt else 8)
+    published = {split: counts[:count] for split, counts in labels.AFFECTNET_COUNTS.items()}
+    scan = Scan(root, "AffectNet", labels.AFFECTNET[:count], published)
+    _scan_class_folders(scan, splits, "01234567"[:count])
+    counts = [split.counts(count) for split in scan.splits]
+    if np.array_equal(counts[0], labels.FER2013_COUNTS["train"]):
+        raise UserError(f"{root}: these are FER2013's folders, {known}; {rename}")
+    if num_class is None and without_contempt:
         raise UserError(
-            f"{root}: the folders {', '.join(keys)} are not AffectNet's ({names}); {rename}"
+            f"{root}: has no folder 7 (contempt): give --num_class 7, or if this is another data "
+            f"set, {rename}"
         )
-    fer2013 = labels.FER2013_COUNTS["train"]
-    # Lazily: walking all of AffectNet takes seconds, and it differs in its first folder.
-    if len(keys) == len(fer2013) and all(
-        sum(1 for _ in walk_files(train / key)) == count
-        for key, count in zip(keys, fer2013, strict=True)
-    ):
-        raise UserError(f"{root}: these are FER2013's folders, not AffectNet's ({names}); {rename}")
-    if num_class is None and set(keys) == {*"0123456"}:
-        raise UserError(
-            f"{root}: has no folder 7 (contempt); for AffectNet without it give --num_class 7; if "
-            f"this is another data set, {rename}"
-        )
+    if not all(map(np.array_equal, counts, published.values())):
+        scan.notes.append(f"The folders are taken for AffectNet's: {', '.join(codes[:count])}.")
+    return scan
 
 
-def _scan_class_folders(
-    root: Path,
-    folders: Sequence[Path],
-    keys: Sequence[str],
-    name: str,
-    class_names: tuple[str, ...],
-    published: Mapping[str, Sequence[int]] | None = None,
-) -> Scan:
-    """Read the splits of a tree of class folders; labels index `keys`, the folders' names."""
-    excluded, left_out = {os.fsencode(path) for path in bad_images(root)}, 0
-    splits, problems, others = [], [], Counter()
-    for folder in folders:
-        prefix = os.fsencode(os.path.relpath(folder, root)) + b"/"
-        files = []
-        for key in keys:
-            below = walk_files(folder / key) if os.path.isdir(folder / key) else ()
-            names = []
-            for path in below:
-                if has_suffix(path, IMAGE_SUFFIXES):
-                    names.append(os.fsencode(path.removeprefix(f"{folder}{os.sep}")))
-                else:
-                    others[os.path.splitext(path)[1].lower()] += 1
-            kept = [name for name in names if prefix + name not in excluded]
-            left_out += len(names) - len(kept)
-            files.append(np.array(kept, dtype="S"))
-            if not kept:
-                where = f"{os.fsdecode(prefix)}{key}"
-                problems.append(Problem(where, "no images; each class needs some", of_label=True))
-        class_labels = np.repeat(np.arange(len(keys)), [len(names) for names in files])
-        splits.append(Split(folder, np.concatenate(files), class_labels))
-    notes = ()
-    counts = [split.counts(len(keys)) for split in splits]
-    if name == "AffectNet" and not all(map(np.array_equal, counts, published.values())):
-        assumed = ", ".join(f"{key} {name}" for key, name in zip(keys, class_names, strict=True))
-        notes = (f"The folders are taken for AffectNet's: {assumed}.",)
-    return Scan(root, name, class_names, splits, problems, left_out, others, published, notes)
+def affectnet_run_name(root: str | os.PathLike, num_class: int | None) -> str:
+    """What runs on `read_affectnet`'s data are called."""
+    splits = find_splits(Path(root)) if os.path.isdir(root) else None
+    if splits and not all(folder.name.isdecimal() for folder in _subfolders(splits[0])):
+        return Path(root).resolve().name
+    return f"affectnet-{num_class or len(labels.AFFECTNET)}"
 
 
 # ---- which data a network was trained on ---------------------------------------------------------

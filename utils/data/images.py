@@ -32,12 +32,8 @@ MAX_PIXELS = 100_000_000
 # Pillow warns about damaged metadata. Damaged pixels are an error, which is enough.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
-# Pillow knows these formats only by name, or needs another program to decode them.
-_STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 IMAGE_SUFFIXES = frozenset(
-    suffix
-    for suffix, kind in Image.registered_extensions().items()
-    if kind in Image.OPEN and kind not in _STUBS
+    suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
 )
 # What operating systems and other programs leave in folders.
 RUBBISH = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__"}
@@ -78,8 +74,7 @@ def read_rgb(path: str | os.PathLike, *, min_side: int = 0) -> np.ndarray:
         ) from None
     # What Pillow raises on damaged data.
     except (OSError, SyntaxError, ValueError, RuntimeError, struct.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason}); replace it or leave it out") from None
+        raise UserError(f"{path}: cannot be read ({error}); replace it or leave it out") from None
 
 
 def _plain_jpeg(path: str | os.PathLike, min_side: int) -> np.ndarray | None:
@@ -137,29 +132,22 @@ def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
     return os.path.splitext(name)[1].lower() in suffixes
 
 
-def walk_files(folder: str | os.PathLike) -> Iterator[str]:
-    """Paths of all files in and below a folder, sorted, without rubbish. Links are followed;
-    a link to a folder that contains it is not."""
-    visited = set()
-
-    def walk(folder: str) -> Iterator[str]:
-        place = os.path.realpath(folder)
-        if place in visited:
-            return
-        visited.add(place)
-        with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir()) for e in entries if not is_rubbish(e.name))
-        for name, is_folder in found:
-            path = os.path.join(folder, name)
-            if is_folder:
-                yield from walk(path)
-            else:
-                yield path
-
-    try:
-        yield from walk(os.fspath(folder))
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+def walk_files(folder: str | os.PathLike, visited: set[str] | None = None) -> Iterator[str]:
+    """Paths of all files in and below a folder, sorted, without rubbish. Links are followed, but
+    no folder is visited twice."""
+    visited = set() if visited is None else visited
+    place = os.path.realpath(folder)
+    if place in visited:
+        return
+    visited.add(place)
+    with os.scandir(folder) as entries:
+        found = sorted((e.name, e.is_dir()) for e in entries if not is_rubbish(e.name))
+    for name, is_folder in found:
+        path = os.path.join(folder, name)
+        if is_folder:
+            yield from walk_files(path, visited)
+        else:
+            yield path
 
 
 def list_files(
@@ -182,9 +170,7 @@ def list_files(
     files: dict[str, Path] = {}  # by their real path
     problems, others = [], Counter()
     for path in paths:
-        if "://" in str(path):
-            problems.append(f"{path}: is an address; download the file and give its path")
-        elif not os.path.exists(path):
+        if not os.path.exists(path):
             problems.append(f"{path}: no such file or folder; check the path")
         elif not os.path.isdir(path):
             files.setdefault(os.path.realpath(path), Path(path))
@@ -212,11 +198,11 @@ def list_files(
 
 def describe_others(counts: Counter[str]) -> str:
     """{".heic": 200, ".txt": 1} -> "200 .heic files (...), 1 .txt file"."""
-    hints = dict.fromkeys((".heic", ".heif"), " (convert them, or pip install pillow-heif)")
-    return ", ".join(
-        f"{plural(count, f'{suffix} file'.lstrip())}{hints.get(suffix, '')}"
-        for suffix, count in counts.most_common()
-    )
+    parts = []
+    for suffix, count in counts.most_common():
+        hint = " (convert them, or pip install pillow-heif)" if suffix == ".heic" else ""
+        parts.append(plural(count, f"{suffix} file".lstrip()) + hint)
+    return ", ".join(parts)
 
 
 def is_below(path: str | os.PathLike, folder: str | os.PathLike) -> bool:

@@ -1,19 +1,22 @@
 """The loader of all recipes: files -> uint8 batches on the device, in an order set by the epoch."""
 
 import os
+import re
 import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from utils.data.datasets import Split
 from utils.data.images import read_rgb
+from utils.data.transforms import to_device
 from utils.device import generator
 from utils.distributed import World
 from utils.errors import UserError
@@ -46,47 +49,29 @@ def balanced(labels: np.ndarray, seed: int, epoch: int) -> Tensor:
     return torch.multinomial(torch.from_numpy(weights), len(labels), True, generator=draws)
 
 
-class EpochBatches(Sampler):
-    """Yield lists of indices, this process's share of each batch.
+def batch_sizes(count: int, batch_size: int, min_images: int) -> list[int]:
+    """Sizes of an epoch's batches; a last one below `min_images` joins the one before it."""
+    full, rest = divmod(count, batch_size)
+    if full and 0 < rest < min_images:
+        return [batch_size] * (full - 1) + [batch_size + rest]
+    return [batch_size] * full + [rest] * (rest > 0)
+
+
+@dataclass
+class EpochBatches:
+    """Yields lists of indices, this process's share of each batch.
 
     Set `epoch`, which determines the order, and `start`, the number of the first batch, before
     each pass.
-
-    Args:
-        labels: (N,) of all images.
-        order: `in_order`, `shuffled` or `balanced`.
-        world: the processes that share each batch.
-        min_images: a last batch of fewer images per process joins the one before it.
-
-    Raises:
-        UserError: a batch has too few images for so many processes.
     """
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        batch_size: int,
-        *,
-        order: Order = in_order,
-        seed: int = 0,
-        world: World | None = None,
-        min_images: int = 0,
-    ):
-        self.labels = labels
-        self.order = order
-        self.seed = seed
-        self.world = world or World()
-        self.epoch = self.start = 0
-        full, rest = divmod(len(labels), batch_size)
-        self.sizes = [batch_size] * full + [rest] * (rest > 0)
-        min_images *= self.world.size
-        if 0 < rest < min_images and full:
-            self.sizes[-2:] = [batch_size + rest]
-        if self.sizes[-1] < min_images:
-            raise UserError(
-                f"batches of {self.sizes[-1]} images are too small for {self.world.size} "
-                "processes: each needs two; use a larger --batch_size or fewer processes"
-            )
+    labels: np.ndarray
+    sizes: list[int]
+    order: Order
+    seed: int
+    world: World
+    epoch: int = 0
+    start: int = 0
 
     def __iter__(self) -> Iterator[list[int]]:
         indices = self.order(self.labels, self.seed, self.epoch)
@@ -98,34 +83,33 @@ class EpochBatches(Sampler):
 
 
 class FaceDataset(Dataset):
-    """Images of a split, decoded, all of one size: uint8 (3, h, w)."""
+    """Images of a split, decoded batch by batch, all of one size."""
 
     def __init__(self, split: Split, size: tuple[int, int]):
         self.split = split
         self.size = size  # (h, w)
 
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image = read_rgb(self.split.path(index))
-        if image.shape[:2] != self.size:
-            # As torchvision's Resize does with a Pillow image: bilinear, antialiased.
-            resized = Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR)
-            image = np.asarray(resized)
-        return torch.tensor(image).permute(2, 0, 1)
-
-    def __getitems__(self, indices: list[int]) -> Tensor | UserError:
-        """Decode a batch, (n, 3, h, w). A broken image's error is returned: raised in a worker
-        process, it would reach the user wrapped in a traceback."""
+    def __getitem__(self, indices: Sequence[int]) -> Tensor | UserError:
+        """Decode a batch, (n, 3, h, w) uint8. A broken image's error is returned: raised in a
+        worker process, it would reach the user wrapped in a traceback."""
+        images = np.empty((len(indices), *self.size, 3), np.uint8)
         try:
-            images = [self[index] for index in indices]
+            for place, index in enumerate(indices):
+                images[place] = self._read(index)
         except UserError as error:
             return UserError(
                 f"{error} (python utils/check_data.py --exclude finds all such images, and makes "
                 "training leave them out)"
             )
-        return torch.stack(images) if images else torch.empty(0, 3, *self.size).byte()
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def _read(self, index: int) -> np.ndarray:
+        image = read_rgb(self.split.path(index))
+        if image.shape[:2] == self.size:
+            return image
+        # As torchvision's Resize does with a Pillow image: bilinear, antialiased.
+        resized = Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(resized)
 
 
 class Batch(NamedTuple):
@@ -172,18 +156,20 @@ class FaceLoader:
         self.world = world = world or World()
         self.device = world.device
         self.dataset = FaceDataset(split, _stored_size(split, image_size))
-        self.batches = EpochBatches(
-            split.labels, batch_size, order=order, seed=seed, world=world, min_images=min_images
-        )
+        sizes = batch_sizes(len(split), batch_size, min_images * world.size)
+        self.batches = EpochBatches(split.labels, sizes, order, seed, world)
         num_bytes = len(split) * 3 * self.dataset.size[0] * self.dataset.size[1]
         workers = min(workers, max(1, (os.cpu_count() or 1) // world.local_size))
-        self._images = self._stream = None
+        self._stream = None
         self._labels = torch.tensor(split.labels, dtype=torch.int64)
         room = CACHE_SHARE * _free_memory() / world.local_size
-        if len(split) <= CACHE_IMAGES and num_bytes <= room:
+        self.cached = len(split) <= CACHE_IMAGES and num_bytes <= room
+        if self.cached:
             self._images = self._decode_all(workers)
-            if self.device.type == "cuda" and num_bytes <= CACHE_SHARE * _free_memory(self.device):
-                self._images = self._images.to(self.device)
+            if self.device.type == "cuda":
+                free, _ = torch.cuda.mem_get_info(self.device)
+                if num_bytes <= CACHE_SHARE * free:
+                    self._images = self._images.to(self.device)
         else:
             self._stream = self._data_loader(
                 self.batches,
@@ -196,23 +182,18 @@ class FaceLoader:
         """Number of batches per epoch."""
         return len(self.batches.sizes)
 
-    @property
-    def cached(self) -> bool:
-        return self._images is not None
-
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches, beginning with number `start`."""
         self.batches.epoch, self.batches.start = epoch, start
         stream = self._from_memory() if self.cached else self._stream
-        # The sampler's order once more, for the labels; it is cheap and depends on the epoch only.
+        # The order once more, for the labels; it is cheap and depends on the epoch only.
         for size, indices, images in zip(
             self.batches.sizes[start:], self.batches, stream, strict=True
         ):
             if isinstance(images, UserError):
                 raise images
-            labels = _to_device(self._labels[indices], self.device)
-            images = images.to(self.device, non_blocking=True)
-            yield Batch(images, labels, self.world.share(size), size)
+            labels = to_device(self._labels[indices], self.device)
+            yield Batch(to_device(images, self.device), labels, self.world.share(size), size)
 
     def close(self) -> None:
         """Stop the workers. Left to garbage collection, each takes five seconds to notice."""
@@ -222,17 +203,15 @@ class FaceLoader:
     def _from_memory(self) -> Iterator[Tensor]:
         for batch in self.batches:
             indices = torch.tensor(batch, dtype=torch.int64)
-            if self._images.device.type == "cuda":
-                yield self._images[_to_device(indices, self.device)]
-            else:
-                yield _to_device(self._images[indices], self.device)
+            yield self._images[to_device(indices, self._images.device)]
 
     def _decode_all(self, workers: int) -> Tensor:
         """Read all files once: (N, 3, h, w) uint8."""
-        images = torch.empty(len(self.split), 3, *self.dataset.size, dtype=torch.uint8)
-        batches, done = EpochBatches(self.split.labels, 64), 0
-        with self.world.progress(total=len(self.split), desc="decode", unit="img") as bar:
-            for decoded in self._data_loader(batches, workers if len(self.split) > 256 else 0):
+        count, done = len(self.split), 0
+        images = torch.empty(count, 3, *self.dataset.size, dtype=torch.uint8)
+        batches = [range(count)[start : start + 64] for start in range(0, count, 64)]
+        with self.world.progress(total=count, desc="decode", unit="img") as bar:
+            for decoded in self._data_loader(batches, workers if count > 256 else 0):
                 if isinstance(decoded, UserError):
                     raise decoded
                 images[done : done + len(decoded)] = decoded
@@ -240,11 +219,11 @@ class FaceLoader:
                 bar.update(len(decoded))
         return images
 
-    def _data_loader(self, batches: Iterable[list[int]], workers: int, **options) -> DataLoader:
+    def _data_loader(self, batches: Iterable[Sequence[int]], workers: int, **options) -> DataLoader:
         return DataLoader(
             self.dataset,
-            batch_sampler=batches,
-            collate_fn=_unchanged,
+            batch_size=None,  # the dataset decodes whole batches
+            sampler=batches,
             num_workers=workers,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # otherwise each pass draws from the global one
@@ -252,21 +231,12 @@ class FaceLoader:
         )
 
 
-def _unchanged(batch):
-    """FaceDataset has collated the batch already."""
-    return batch
-
-
 def _ignore_signals(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal, but the run needs its workers until its step is
     finished. SIGTERM still ends them: that is how they are stopped at exit."""
     for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _to_device(x: Tensor, device: torch.device) -> Tensor:
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def _stored_size(split: Split, image_size: int) -> tuple[int, int]:
@@ -285,13 +255,9 @@ def _stored_size(split: Split, image_size: int) -> tuple[int, int]:
     return image_size, image_size
 
 
-def _free_memory(device: torch.device | None = None) -> int:
-    """Bytes that are free on a GPU, or in this machine's memory."""
-    if device is not None:
-        return torch.cuda.mem_get_info(device)[0]
-    if sys.platform == "linux":
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return 1024 * int(line.split()[1])
-    return 4 * 2**30  # other systems have no such file; enough for RAF-DB
+def _free_memory() -> int:
+    """Bytes that are free in this machine's memory."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # systems other than Linux
+        return 4 * 2**30  # enough for RAF-DB
+    return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())[1])

@@ -33,7 +33,7 @@ def preprocess(images: Tensor, size: int) -> Tensor:
         (N, 3, size, size) float32 in channels-last memory: ImageNet-normalised, resized as
         torchvision's `Resize((size, size))` resizes a PIL image.
     """
-    return _transform(images, size, None, 0)
+    return _transform(images, size, None)
 
 
 class Draws(NamedTuple):
@@ -44,10 +44,10 @@ class Draws(NamedTuple):
     angle: Tensor  # (N,) float64, degrees clockwise
     scale: Tensor  # (N,) float64
     shift: Tensor  # (N, 2) int64, pixels right and down
-    crop: Tensor  # (N, 2) int64, left and top of the crop in the padded image
+    crop: Tensor  # (N, 2) int64, left and top of the crop, negative in the padding
     erase: Tensor  # (N, 4) int64 top, left, height, width; height 0 for none
 
-    def of(self, images: slice | Tensor) -> "Draws":
+    def of(self, images: slice) -> "Draws":
         """Those of some images, which keep their own whatever happens to the others."""
         return Draws(*(values[images] for values in self))
 
@@ -98,27 +98,23 @@ class Augmentation:
 
     def draw(self, n: int, size: int, generator: torch.Generator) -> Draws:
         """Draw for n images of a given side."""
-        # One row of numbers per image, all of them drawn whether they are needed or not, so that
-        # no image's draws depend on another's.
+        # Drawn whether needed or not, so that no image's numbers depend on another's.
         u = torch.rand(n, 9 + 4 * _ERASING_ATTEMPTS, generator=generator, dtype=torch.float64)
-        padding = self._padding(size)
+        padding = round(self.crop_padding * size)
         return Draws(
             flip=u[:, 0] < self.flip,
             geometric=u[:, 1] < self.geometric,
             angle=self.rotation * (2 * u[:, 2] - 1),
             scale=self.scale[0] + (self.scale[1] - self.scale[0]) * u[:, 3],
             shift=(self.translate * size * (2 * u[:, 4:6] - 1)).round().long(),
-            crop=(u[:, 6:8] * (2 * padding + 1)).long(),
+            crop=(u[:, 6:8] * (2 * padding + 1)).long() - padding,
             erase=self._rectangles(u[:, 9:].unflatten(1, (-1, 4)), size)
             * (u[:, 8:9] < self.erasing),
         )
 
     def apply(self, images: Tensor, size: int, draws: Draws) -> Tensor:
         """Resize and augment by given draws; arguments and result as in a call."""
-        return _transform(images, size, draws, self._padding(size))
-
-    def _padding(self, size: int) -> int:
-        return round(self.crop_padding * size)
+        return _transform(images, size, draws)
 
     def _rectangles(self, u: Tensor, size: int) -> Tensor:
         """Uniform numbers (N, attempts, 4) -> the first rectangle that fits, (N, 4) int64."""
@@ -136,7 +132,7 @@ class Augmentation:
         return rectangles[torch.arange(len(u)), first].long()
 
 
-def _transform(images: Tensor, size: int, draws: Draws | None, padding: int) -> Tensor:
+def _transform(images: Tensor, size: int, draws: Draws | None) -> Tensor:
     """(N, 3, h, w) uint8 -> (N, 3, size, size) float32, augmented where there are draws."""
     n = len(images)
     result = torch.empty(n, size, size, 3, device=images.device)
@@ -144,12 +140,14 @@ def _transform(images: Tensor, size: int, draws: Draws | None, padding: int) -> 
     for start in range(0, n, step):
         piece = slice(start, start + step)
         pixels = _resize(images[piece], size)  # (M, size, size, 3) uint8
-        if draws is not None:
-            _flip(pixels, draws.flip[piece])
-            _warp(pixels, draws.of(piece), padding)
+        if draws is None:
+            _normalize(pixels, out=result[piece])
+            continue
+        drawn = draws.of(piece)
+        _flip(pixels, drawn.flip)
+        _warp(pixels, drawn)
         _normalize(pixels, out=result[piece])
-        if draws is not None:
-            _erase(result[piece], draws.erase[piece])
+        _erase(result[piece], drawn.erase)
     return result.permute(0, 3, 1, 2)
 
 
@@ -174,18 +172,18 @@ def _normalize(images: Tensor, out: Tensor) -> None:
     # broadcasting over a last axis of three is several times slower.
     std = torch.tensor(IMAGENET_STD)
     constants = torch.stack([1 / (255 * std), -torch.tensor(IMAGENET_MEAN) / std])
-    factor, offset = _to(constants.repeat(1, width), images.device)  # (3 * width,) each
+    factor, offset = to_device(constants.repeat(1, width), images.device)  # (3 * width,) each
     rows = out.copy_(images).view(n * height, width * 3)
     torch.addcmul(offset, rows, factor, out=rows)
 
 
 def _flip(images: Tensor, flip: Tensor) -> None:
     """Mirror, in place, the images (N, h, w, 3) that the flags (N,) name."""
-    chosen = _to(flip.nonzero().squeeze(1), images.device)
+    chosen = to_device(flip.nonzero().squeeze(1), images.device)
     images[chosen] = images.index_select(0, chosen).flip(2)
 
 
-def _warp(images: Tensor, draws: Draws, padding: int) -> None:
+def _warp(images: Tensor, draws: Draws) -> None:
     """Map, in place, the images (N, size, size, 3) that `draws.geometric` names.
 
     The affine map about the centre and the padded crop after it become one look-up of the nearest
@@ -194,8 +192,8 @@ def _warp(images: Tensor, draws: Draws, padding: int) -> None:
     """
     size = images.shape[1]
     chosen = draws.geometric.nonzero().squeeze(1)
-    terms = _to(_source_terms(draws, chosen, size, padding), images.device)
-    chosen = _to(chosen, images.device)
+    terms = to_device(_source_terms(draws, chosen, size), images.device)
+    chosen = to_device(chosen, images.device)
     x = terms[0].unsqueeze(1) + terms[1].unsqueeze(2)  # (M, size, size)
     y = terms[2].unsqueeze(1) + terms[3].unsqueeze(2)
     # A black frame of one pixel catches whatever points outside the image.
@@ -209,7 +207,7 @@ def _warp(images: Tensor, draws: Draws, padding: int) -> None:
     images[chosen] = warped.view(-1, size, size, 3)
 
 
-def _source_terms(draws: Draws, chosen: Tensor, size: int, padding: int) -> Tensor:
+def _source_terms(draws: Draws, chosen: Tensor, size: int) -> Tensor:
     """Where in the source each pixel of M chosen images comes from, in 16.16 fixed point.
 
     Returns:
@@ -225,7 +223,7 @@ def _source_terms(draws: Draws, chosen: Tensor, size: int, padding: int) -> Tens
     fixed = (torch.stack([cos, sin, x0, -sin, cos, y0]) * 65536 + 0.5).floor().long()
     fixed = fixed.unsqueeze(2)  # (6, M, 1)
     # The padded crop moves the pixel; off the uncropped square there is black.
-    pixel = draws.crop[chosen].T.unsqueeze(2) - padding + torch.arange(size)  # (2, M, size)
+    pixel = draws.crop[chosen].T.unsqueeze(2) + torch.arange(size)  # (2, M, size)
     column, row = pixel
     terms = torch.stack(
         [fixed[0] * column, fixed[1] * row + fixed[2], fixed[3] * column, fixed[4] * row + fixed[5]]
@@ -245,15 +243,15 @@ def _erase(images: Tensor, rectangles: Tensor) -> None:
     before = (count.cumsum(0) - count)[owner]
     row = owner * height + top[owner] + torch.arange(len(owner)) - before
     span = torch.stack([row, 3 * left[owner], 3 * (left + across)[owner]])
-    row, start, stop = _to(span, images.device).unsqueeze(2)
+    row, start, stop = to_device(span, images.device).unsqueeze(2)
     column = torch.arange(width * 3, device=images.device)
     rows = images.view(n * height, width * 3)
     kept = rows.index_select(0, row[:, 0]).masked_fill_((column >= start) & (column < stop), 0)
     rows.index_copy_(0, row[:, 0], kept)
 
 
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move from the CPU without waiting for the device."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move from the CPU, unless it lies there already, without waiting for the device."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
