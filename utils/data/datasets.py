@@ -58,28 +58,19 @@ class Split:
 class FaceData:
     """A data set: training images, held-out images, and what the labels mean.
 
-    Args:
-        class_names: any sequence of names; labels index it.
-        train: images to train on.
-        val: images to choose the best epoch on; the test images where a data set has no others.
-        test: images to report on, which choose nothing; None if `val` are the test images.
-        root: the folder of the whole data set.
-        published: images per class of each split, where known.
-        notes: lines for the summary.
-
     Raises:
         UserError: a split without images, or labels outside of the classes.
     """
 
     name: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # labels index it; made of any sequence of names
     train: Split
-    val: Split
-    root: Path | None = None
-    test: Split | None = None
+    val: Split  # chooses the best epoch; the test images where a data set has no others
+    root: Path | None = None  # the folder of the whole data set
+    test: Split | None = None  # to report on, choosing nothing; None if `val` are the test images
     toy: bool = False
-    published: Mapping[str, Sequence[int]] | None = None
-    notes: Sequence[str] = ()
+    published: Mapping[str, Sequence[int]] | None = None  # images per class of each split
+    notes: Sequence[str] = ()  # lines for the summary
     whole: str = ""  # fingerprint before a validation part was set aside
 
     def __post_init__(self):
@@ -150,7 +141,7 @@ class FaceData:
             places = np.flatnonzero(self.train.labels == label)
             chosen[rng.choice(places, max(1, round(share * len(places))), replace=False)] = True
         train, val = (
-            Split(self.train.root, self.train.names[part], self.train.labels[part])
+            replace(self.train, names=self.train.names[part], labels=self.train.labels[part])
             for part in (~chosen, chosen)
         )
         whole = self.fingerprint()
@@ -170,7 +161,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class Scan:
-    """What of a data set can be used, and all that is wrong with it; FaceData's arguments."""
+    """What of a data set can be used, and all that is wrong with it."""
 
     root: Path
     name: str
@@ -202,12 +193,9 @@ class Scan:
             notes.append(f"{plural(self.left_out, 'image')} left out, listed in {BAD_IMAGES}")
         if self.others:
             notes.append(f"not images, and left out: {describe_others(self.others)}")
-        train, val, *test = self.splits
+        train, val, test = (*self.splits, None)[:3]
         return FaceData(
-            *(self.name, self.class_names, train, val, self.root, *test),
-            toy=toy,
-            published=self.published,
-            notes=notes,
+            self.name, self.class_names, train, val, self.root, test, toy, self.published, notes
         )
 
 

@@ -82,12 +82,12 @@ class EpochBatches:
 # ---- decoding and batches ------------------------------------------------------------------------
 
 
+@dataclass
 class FaceDataset(Dataset):
     """Images of a split, decoded batch by batch, all of one size."""
 
-    def __init__(self, split: Split, size: tuple[int, int]):
-        self.split = split
-        self.size = size  # (h, w)
+    split: Split
+    size: tuple[int, int]  # (h, w)
 
     def __getitem__(self, indices: Sequence[int]) -> Tensor | UserError:
         """Decode a batch, (n, 3, h, w) uint8. A broken image's error is returned: raised in a

@@ -59,29 +59,17 @@ class Augmentation:
     The arguments mean what they do in torchvision's RandomHorizontalFlip, RandomAffine,
     RandomCrop and RandomErasing, and so do the results on PIL images: nearest pixel, black
     outside the image, erased areas 0 after normalisation.
-
-    Args:
-        flip: probability of a horizontal flip.
-        geometric: probability of the geometric part, which is rotation, scale, translation and
-            padded crop together.
-        rotation: largest angle in degrees, either way.
-        scale: range of the scale factor.
-        translate: largest shift along each axis, as a fraction of the side.
-        crop_padding: padding on each side before a crop back to the size, as a fraction of it.
-        erasing: probability that a rectangle is erased.
-        erasing_scale: range of the rectangle's share of the image.
-        erasing_ratio: range of its height divided by its width.
     """
 
-    flip: float = 0.0
-    geometric: float = 0.0
-    rotation: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    translate: float = 0.0
-    crop_padding: float = 0.0
-    erasing: float = 0.0
-    erasing_scale: tuple[float, float] = (0.02, 0.25)
-    erasing_ratio: tuple[float, float] = (0.3, 3.3)
+    flip: float = 0.0  # probability of a horizontal flip
+    geometric: float = 0.0  # probability of rotation, scale, translation and crop together
+    rotation: float = 0.0  # largest angle in degrees, either way
+    scale: tuple[float, float] = (1.0, 1.0)  # range of the scale factor
+    translate: float = 0.0  # largest shift along each axis, as a fraction of the side
+    crop_padding: float = 0.0  # on each side before a crop back to the size, as a fraction of it
+    erasing: float = 0.0  # probability that a rectangle is erased
+    erasing_scale: tuple[float, float] = (0.02, 0.25)  # range of the rectangle's share of the image
+    erasing_ratio: tuple[float, float] = (0.3, 3.3)  # range of its height divided by its width
 
     def __call__(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
         """Resize and augment a batch.
