@@ -199,7 +199,7 @@ class Scan:
         )
 
 
-# ---- class folders -------------------------------------------------------------------------------
+# ---- what the readers share ----------------------------------------------------------------------
 
 SPLIT_NAMES = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 
