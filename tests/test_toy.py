@@ -199,7 +199,5 @@ def test_interrupted_sets_never_appear_and_leave_nothing(tmp_path, monkeypatch):
 def test_the_script_runs_from_anywhere(tmp_path):
     script = [sys.executable, str(REPOSITORY / "utils/toy_faces.py")]
     arguments = ["--layout", "affectnet", "--output", "a b/set", "--train", "9", "--test", "8"]
-    subprocess.run([*script, *arguments, "--sheet", "sheet.png"], cwd=tmp_path, check=True)
+    subprocess.run([*script, *arguments], cwd=tmp_path, check=True)
     assert read_toy_set(tmp_path / "a b/set") == ToySet("affectnet", 0, 9, 8, num_class=8)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (8 * 112 + 7 * 4, 22 + 5 * 112 + 4 * 4)
