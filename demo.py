@@ -9,24 +9,21 @@ python demo.py --camera 0 --show
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 
 from utils import cli
 from utils.data.images import IMAGE_SUFFIXES, list_files
 from utils.demo.camera import Camera
 from utils.demo.detect import DETECTORS
 from utils.demo.predictor import RELEASED, Predictor, default_checkpoint
-from utils.demo.report import Reporter
-from utils.demo.video import VIDEO_SUFFIXES, in_batches, read_files
+from utils.demo.report import Reporter, Result
+from utils.demo.video import VIDEO_SUFFIXES, Frame, in_batches, read_files
 from utils.errors import UserError, exit_on_user_error, plural
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0, or 1 if there is no face.
-
-    Raises:
-        UserError: nothing can be read, a flag cannot be followed, or results cannot be written.
-    """
+    """Return 0, or 1 if there is no face."""
     # ---- files -----------------------------------------------------------------------------------
     args = parse(argv)
     camera = None if args.camera is None else Camera(args.camera)
@@ -35,15 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         files = list_files(args.image, suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES, output=args.output)
     checkpoint = cli.existing_checkpoint(args.checkpoint or default_checkpoint())
-    with Reporter(
+    reporter = Reporter(
         files,
         top=args.top,
         output=args.output,
         json_file=args.json,
         smooth=args.smooth,
         live=camera is not None,
-        show=args.show,
-    ) as reporter:
+        window=args.show,
+    )
+    with closing(reporter):
         # ---- network -----------------------------------------------------------------------------
         detector = None if args.whole_image else args.detector
         predictor = Predictor(checkpoint, args.device, detector, args.dataset, margin=args.margin)
@@ -61,22 +59,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             frames = read_files(files, every=args.every, all_frames=args.output is not None)
             batches = in_batches(frames, predictor.network.batch_size)
-        for batch in batches:
-            images = [frame.image for frame in batch if frame.searched]
-            if args.whole_image:
-                found = iter([face] for face in predictor.classify(images))
-            else:
-                found = iter(predictor(images))
-            for frame in batch:
-                reporter.add(frame, next(found) if frame.searched else [], predictor.detector)
-            if reporter.window is not None and reporter.window.closed:
-                break
+        reporter.report(find_faces(batches, predictor), predictor.detector)
 
     if reporter.num_copies:
         print(f"annotated: {plural(reporter.num_copies, 'file')} in {args.output}")
     if reporter.num_read == 0 and camera is None:
         raise UserError(f"--image: none of {len(files)} files can be read")
     return 0 if reporter.num_with_faces else 1
+
+
+def find_faces(batches: Iterable[list[Frame]], predictor: Predictor) -> Iterator[Result]:
+    """Classify the faces of the frames that are to be searched, batch by batch."""
+    for batch in batches:
+        images = [frame.image for frame in batch if frame.searched]
+        if predictor.detector is None:
+            found = iter([face] for face in predictor.classify(images))
+        else:
+            found = iter(predictor(images))
+        for frame in batch:
+            yield frame, next(found) if frame.searched else []
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

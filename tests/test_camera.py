@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import demo
-from utils.demo.camera import Camera, Window
+from utils.demo.camera import Camera, open_window
 from utils.demo.predictor import Prediction
 from utils.demo.track import Tracker
 from utils.demo.video import read_files
@@ -154,7 +154,6 @@ def test_a_window_shows_the_frames_until_it_is_closed(
     capture, bgr_face, checkpoint_file, monkeypatch
 ):
     shown, keys = [], iter([-1, ord("q")])
-    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", lambda *arguments: None)
     monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append(picture))
     monkeypatch.setattr(cv2, "waitKey", lambda wait: next(keys))
@@ -170,10 +169,9 @@ def test_an_opencv_without_windows_names_the_package_that_has_them(monkeypatch):
     def missing(*arguments):
         raise cv2.error("The function is not implemented")
 
-    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", missing)
     with pytest.raises(UserError, match="pip install 'opencv-python<5'"):
-        Window("camera")
+        open_window("camera")
 
 
 # ---- tracking ------------------------------------------------------------------------------------

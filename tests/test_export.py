@@ -154,7 +154,7 @@ def test_an_onnx_file_of_another_network_is_one_line(tmp_path):
     onnx.save(
         onnx.helper.make_model(graph, ir_version=8, opset_imports=[opset]), tmp_path / "a.onnx"
     )
-    with pytest.raises(UserError, match=r"another network \(its inputs: x\)"):
+    with pytest.raises(UserError, match="another network"):
         Predictor(tmp_path / "a.onnx")
 
 

