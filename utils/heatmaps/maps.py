@@ -15,17 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
-
 ATTENTION = "attention"  # the head's own spatial attention map
-# The other methods, by their class in the grad-cam package.
-CAM_CLASSES = {
-    "gradcam++": "GradCAMPlusPlus",
-    "gradcam": "GradCAM",
-    "layercam": "LayerCAM",
-    "eigencam": "EigenCAM",
-}
-METHODS = (*CAM_CLASSES, ATTENTION)
+METHODS = ("gradcam++", "gradcam", "layercam", "eigencam", ATTENTION)
 CLASS_AGNOSTIC = ("eigencam", ATTENTION)  # the same map for every class
 
 
@@ -52,14 +43,9 @@ def head_maps(
         images: (N, 3, H, W) on the model's device, preprocessed.
         method: one of METHODS.
         targets: the class to explain for each image, None for the predicted one.
-
-    Raises:
-        ValueError: the model is in training mode.
-        UserError: its heads have no spatial attention.
     """
-    if model.training:
-        raise ValueError("heat maps need a model in evaluation mode: call model.eval()")
-    layers = _spatial_attentions(model, method)
+    # Without heads (the plain ResNet-18): the last block of the backbone, as in Grad-CAM's paper.
+    layers = [head.sa for head in model.heads] or [model.features]
     with _cut_at(layers) as outputs:
         logits, features, _ = model(images)
     classes = logits.argmax(dim=1)
@@ -67,18 +53,36 @@ def head_maps(
         if target is not None:
             classes[i] = target
     if method == ATTENTION:
-        with torch.no_grad():
-            maps = [_to_numpy(layer.attention_map(features).squeeze(1)) for layer in layers]
+        maps = [layer.attention_map(features).squeeze(1) for layer in layers]
     else:
         activations = [outputs[layer] for layer in layers]
         score = logits.gather(1, classes.unsqueeze(1)).sum()
         gradients = torch.autograd.grad(score, activations)
         maps = [
-            _class_activation_map(model, method, _to_numpy(a), _to_numpy(g))
+            class_activation_map(method, a.detach().float(), g.float())
             for a, g in zip(activations, gradients, strict=True)
         ]
-    probabilities = logits.detach().float().softmax(dim=1)
-    return HeadMaps(probabilities.cpu(), classes.cpu(), np.stack(maps, axis=1))
+    maps = torch.stack(maps, dim=1).detach().float().cpu().numpy()
+    return HeadMaps(logits.detach().float().softmax(dim=1).cpu(), classes.cpu(), maps)
+
+
+def class_activation_map(method: str, activations: Tensor, gradients: Tensor) -> Tensor:
+    """Combine a layer's activations and a class's gradients, (N, D, h, w), to maps (N, h, w) >= 0.
+
+    Here and not by the package grad-cam, which runs forward and backward once per head, and whose
+    constants against division by zero are larger than DAN's squared gradients.
+    """
+    if method == "gradcam":  # Selvaraju et al., arXiv 1610.02391
+        weights = gradients.mean(dim=(2, 3), keepdim=True)
+    elif method == "gradcam++":  # Chattopadhay et al., arXiv 1710.11063, equation 19
+        positive = gradients.relu()
+        alpha = 1 / (2 + activations.sum(dim=(2, 3), keepdim=True) * positive)
+        weights = (alpha * positive).sum(dim=(2, 3), keepdim=True)
+    elif method == "layercam":  # Jiang et al., TIP 2021
+        weights = gradients.relu()
+    else:  # Eigen-CAM, Muhammad and Yeasin, arXiv 2008.00299
+        return _first_component(activations).relu()
+    return (weights * activations).sum(dim=1).relu()
 
 
 def normalize(maps: np.ndarray) -> np.ndarray:
@@ -87,22 +91,6 @@ def normalize(maps: np.ndarray) -> np.ndarray:
     low = maps.min(axis=(-2, -1), keepdims=True)
     span = maps.max(axis=(-2, -1), keepdims=True) - low
     return ((maps - low) / np.where(span > 0, span, 1)).astype(np.float32)
-
-
-def _spatial_attentions(model: nn.Module, method: str) -> list[nn.Module]:
-    layers = [getattr(head, "sa", None) for head in model.heads]
-    for head, layer in zip(model.heads, layers, strict=True):
-        if not isinstance(layer, nn.Module):
-            raise UserError(
-                f"{type(head).__name__} has no spatial attention `sa`, whose output the heat maps "
-                "show; name the module that still has positions so"
-            )
-        if method == ATTENTION and not hasattr(layer, "attention_map"):
-            raise UserError(
-                f"{type(layer).__name__} has no attention_map(features), which --method "
-                f"{ATTENTION} shows; use another method"
-            )
-    return layers
 
 
 @contextmanager
@@ -122,54 +110,17 @@ def _cut_at(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
             handle.remove()
 
 
-def _class_activation_map(
-    model: nn.Module, method: str, activations: np.ndarray, gradients: np.ndarray
-) -> np.ndarray:
-    """Let the grad-cam package turn one head's activations and gradients into maps.
+def _first_component(activations: Tensor) -> Tensor:
+    """Project activations (N, D, h, w) onto their first principal component -> (N, h, w).
 
-    Only this differs between the methods. The package's own loop would run forward and backward
-    through the whole network once for every head.
-
-    Args:
-        activations, gradients: (N, 512, h, w).
-
-    Returns:
-        (N, h, w) float32, not negative.
+    Its sign is arbitrary, and the wrong one shows what the head does not attend to: it is turned
+    to be high where the activations are.
     """
-    import pytorch_grad_cam  # takes seconds
-
-    if method == "gradcam++":
-        activations, gradients = _balance(activations, gradients)
-    cam = getattr(pytorch_grad_cam, CAM_CLASSES[method])(model, target_layers=[])  # hooks nothing
-    maps = cam.get_cam_image(None, None, None, activations, gradients, False)
-    if method == "eigencam":
-        maps = _orient(maps, activations)
-    return np.maximum(maps, 0).astype(np.float32)
-
-
-def _balance(activations: np.ndarray, gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale gradients (N, 512, h, w) up and activations down by the same factor per image.
-
-    Grad-CAM++ is invariant to it up to the scale of the map. The package adds 1e-6 to the squared
-    gradients, and DAN's, whose activations are in the thousands, are about 1e-11: unscaled, the
-    weights would be the cubes of the gradients instead of equation 19 of the paper.
-    """
-    scale = np.abs(gradients).max(axis=(1, 2, 3), keepdims=True) / 1000
-    scale = np.where(scale > 0, scale, 1)
-    return activations * scale, gradients / scale
-
-
-def _orient(maps: np.ndarray, activations: np.ndarray) -> np.ndarray:
-    """Flip the sign of principal components (N, h, w) that are low where activations are high.
-
-    The sign of a component is arbitrary; the wrong one shows what the head does not attend to.
-    """
-    total = np.abs(activations).sum(axis=1)  # (N, h, w)
-    total -= total.mean(axis=(1, 2), keepdims=True)
-    agreement = (maps * total).sum(axis=(1, 2), keepdims=True)
-    return np.where(agreement < 0, -maps, maps)
-
-
-def _to_numpy(tensor: Tensor) -> np.ndarray:
-    # Contiguous, since the package views activations in other shapes.
-    return tensor.detach().float().contiguous().cpu().numpy()
+    pixels = activations.flatten(2).transpose(1, 2)  # (N, h * w, D)
+    centred = pixels - pixels.mean(dim=1, keepdim=True)
+    axes = torch.linalg.svd(centred, full_matrices=False).Vh  # (N, h * w, D)
+    projection = (centred @ axes[:, :1].mT).squeeze(2)
+    energy = pixels.abs().sum(dim=2)
+    energy = energy - energy.mean(dim=1, keepdim=True)
+    sign = torch.where((projection * energy).sum(dim=1, keepdim=True) < 0, -1, 1)
+    return (sign * projection).unflatten(1, activations.shape[2:])
