@@ -22,7 +22,7 @@ from utils.data.images import is_below, list_files, read_rgb, unique_names
 from utils.data.transforms import preprocess
 from utils.device import resolve_device
 from utils.errors import UserError, exit_on_user_error, plural, writing
-from utils.heatmaps.maps import CLASS_AGNOSTIC, METHODS, head_maps, normalize
+from utils.heatmaps.maps import ATTENTION, CLASS_AGNOSTIC, METHODS, head_maps, normalize
 from utils.heatmaps.sheets import ExplainedFace, enlarge, write_pictures
 from utils.progress import progress
 
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.target not in ("predicted", "label", *trained.class_names):
         names = ", ".join(trained.class_names)
         raise UserError(f"--target {args.target}: unknown; use predicted, label or one of {names}")
+    if args.method == ATTENTION and trained.num_head == 0:
+        raise UserError(f"--method {ATTENTION}: {trained.path} has no heads; use another method")
     device = resolve_device(args.device)
 
     # ---- images ----

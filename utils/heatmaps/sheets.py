@@ -1,9 +1,9 @@
 """Draw heat maps: over the face, as a sheet for each face, and as an overview of many faces."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
@@ -58,24 +58,22 @@ def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
 
 
 def write_pictures(faces: Iterable[ExplainedFace], folder: Path) -> int:
-    """Write the pictures of faces as they come, and return how many faces there were.
+    """Write the pictures of faces, a page at a time, and return how many faces there were.
 
     These are `<name>_head<i>_cam.jpg` for each head and `<name>_sheet.jpg` for each face, and
     `overview.jpg`, `overview_2.jpg`, ... with ROWS faces each.
     """
-    faces = iter(faces)
-    for page in count(1):
-        rows = []
-        for face in islice(faces, ROWS):
+    faces, total = iter(faces), 0
+    while rows := list(islice(faces, ROWS)):
+        for face in rows:
             for i, heat in enumerate(face.maps):
                 _save(overlay(face.picture, heat), folder / f"{face.name}_head{i}_cam.jpg")
             _save(draw_page([face], PANEL), folder / f"{face.name}_sheet.jpg")
-            rows.append(face)
-        if rows:
-            name = "overview.jpg" if page == 1 else f"overview_{page}.jpg"
-            _save(draw_page(rows, THUMBNAIL), folder / name)
-        if len(rows) < ROWS:
-            return (page - 1) * ROWS + len(rows)
+        page = total // ROWS + 1
+        name = "overview.jpg" if page == 1 else f"overview_{page}.jpg"
+        _save(draw_page(rows, THUMBNAIL), folder / name)
+        total += len(rows)
+    return total
 
 
 def draw_page(faces: Sequence[ExplainedFace], side: int) -> Image.Image:
@@ -84,27 +82,17 @@ def draw_page(faces: Sequence[ExplainedFace], side: int) -> Image.Image:
     Args:
         side: of a panel in pixels.
     """
-    step, columns = side + GAP, 1 + len(faces[0].maps)
-    left, top, foot = MARGIN + CAPTION, 45, 50
-    width = max(left + columns * step - GAP + MARGIN, 600)  # room for the scale
-    page = Image.new("RGB", (width, top + len(faces) * step + foot), "white")
+    titles = ["image", *(f"head {i}" for i in range(len(faces[0].maps)))]
+    step, left, top = side + GAP, MARGIN + CAPTION, 45
+    width = max(left + len(titles) * step - GAP + MARGIN, 600)  # room for the scale
+    page = Image.new("RGB", (width, top + len(faces) * step + 50), "white")
     pen = ImageDraw.Draw(page)
-    for column in range(columns):
-        title = f"head {column - 1}" if column else "image"
+    for column, title in enumerate(titles):
         x = left + column * step + side / 2
         pen.text((x, top - 12), title, BLACK, _font(15), anchor="ms")
     for row, face in enumerate(faces):
         y = top + row * step
-        baseline = y - 9
-        for text, size, color in (
-            (f"{face.prediction} {100 * face.probability:.1f} %", 17, BLACK),
-            (_verdict(face), 14, BLACK),
-            (face.method, 12, GREY),
-            (_shorten(one_line(face.name)), 12, GREY),
-        ):
-            if text:
-                baseline += size + 8
-                pen.text((MARGIN, baseline), text, color, _font(size, bold=size > 15), anchor="ls")
+        _draw_caption(pen, face, y - 9)
         for column, panel in enumerate(_draw_panels(face, side)):
             page.paste(panel, (left + column * step, y))
     y = page.height - 30
@@ -115,23 +103,29 @@ def draw_page(faces: Sequence[ExplainedFace], side: int) -> Image.Image:
     return page
 
 
-def _draw_panels(face: ExplainedFace, side: int) -> list[Image.Image]:
+def _draw_caption(pen: ImageDraw.ImageDraw, face: ExplainedFace, y: int) -> None:
+    """Write what the network predicts, whether it is right, what the maps explain, and the name."""
+    prediction = f"{face.prediction} {100 * face.probability:.1f} %"
+    lines = [(prediction, BLACK, _font(17, bold=True))]
+    if face.label is not None:
+        verdict = "correct" if face.label == face.prediction else "wrong"
+        lines.append((f"{verdict}, the label is {face.label}", BLACK, _font(14)))
+    lines += [(text, GREY, _font(12)) for text in (face.method, _shorten(one_line(face.name)))]
+    for text, color, font in lines:
+        y += font.size + 8
+        pen.text((MARGIN, y), text, color, font, anchor="ls")
+
+
+def _draw_panels(face: ExplainedFace, side: int) -> Iterator[Image.Image]:
     """Draw the face and its 1 + K maps, each fitted into a white square."""
     picture = ImageOps.contain(face.picture, (side, side))
-    panels = [picture]
+    yield ImageOps.pad(picture, (side, side), color="white")
     for heat in face.maps:
         panel = overlay(picture, heat)
         if not heat.any():  # cut at 0, since nothing in the head speaks for the class
             place = (panel.width / 2, panel.height - 6)
             ImageDraw.Draw(panel).text(place, "no evidence", "white", _font(15), anchor="md")
-        panels.append(panel)
-    return [ImageOps.pad(panel, (side, side), color="white") for panel in panels]
-
-
-def _verdict(face: ExplainedFace) -> str:
-    if face.label is None:
-        return ""
-    return f"{'correct' if face.label == face.prediction else 'wrong'}, the label is {face.label}"
+        yield ImageOps.pad(panel, (side, side), color="white")
 
 
 def _shorten(text: str, longest: int = 32) -> str:
