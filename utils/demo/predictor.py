@@ -153,14 +153,13 @@ class TorchNetwork:
 
         self.device = resolve_device(device)
         self.batch_size = 64 if self.device.type == "cuda" else 16
-        self.trained = read_trained(path, dataset=dataset)
-        self.network = self.trained.inference_network(self.device)
-        self.class_names = self.trained.class_names
-        self.image_size = self.trained.image_size
-        self.toy = self.trained.toy
-        self.description = (
-            f"{self.trained.title}, {self.trained.num_class} classes, {self.trained.num_head} heads"
-        )
+        self.trained = trained = read_trained(path, dataset=dataset)
+        self.network = trained.inference_network(self.device)
+        self.class_names = trained.class_names
+        self.image_size = trained.image_size
+        self.toy = trained.toy
+        heads = f"{trained.num_head} heads"
+        self.description = f"{trained.title}, {trained.num_class} classes, {heads}"
 
     def probabilities(self, faces: np.ndarray) -> np.ndarray:
         """Classify faces, (N, size, size, 3) uint8 RGB -> (N, C) float32."""
@@ -178,7 +177,10 @@ class TorchNetwork:
 
 
 class OnnxNetwork:
-    """A file of utils/export_onnx.py, run by ONNX Runtime. Attributes as of TorchNetwork."""
+    """A file of utils/export_onnx.py, run by ONNX Runtime. Attributes as of TorchNetwork.
+
+    It knows its data set: `dataset` is ignored.
+    """
 
     batch_size = 16
 
@@ -214,10 +216,6 @@ class OnnxNetwork:
             raise UserError(
                 f"{path}: another network; give a file that utils/export_onnx.py has written"
             )
-        if dataset not in (None, about["dataset"]):
-            raise UserError(
-                f"{path}: trained on {about['dataset']}, but --dataset {dataset} was given"
-            )
         self.class_names = tuple(json.loads(about["class_names"]))
         self.image_size = int(about["image_size"])
         self.toy = about["toy"] == "true"
@@ -251,10 +249,8 @@ def _as_array(picture: Picture) -> np.ndarray:
     if isinstance(picture, Image.Image):
         picture = np.asarray(to_rgb(ImageOps.exif_transpose(picture)))
     if not isinstance(picture, np.ndarray):
-        kind = type(picture).__name__
-        raise ValueError(f"a picture must be an array or a Pillow image, not {kind}")
-    if picture.dtype != np.uint8:
-        raise ValueError(f"a picture must be uint8 from 0 to 255, not {picture.dtype}")
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-        raise ValueError(f"a picture must have the shape (h, w, 3), not {picture.shape}")
+        raise ValueError(f"a picture must be an array or Pillow image, not {type(picture)}")
+    if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or picture.size == 0:
+        found = f"{picture.dtype} {picture.shape}"
+        raise ValueError(f"a picture must be uint8 of the shape (h, w, 3), not {found}")
     return np.ascontiguousarray(picture)

@@ -110,7 +110,7 @@ def _draw_caption(pen: ImageDraw.ImageDraw, face: ExplainedFace, y: int) -> None
     if face.label is not None:
         verdict = "correct" if face.label == face.prediction else "wrong"
         lines.append((f"{verdict}, the label is {face.label}", BLACK, _font(14)))
-    lines += [(text, GREY, _font(12)) for text in (face.method, _shorten(one_line(face.name)))]
+    lines += [(text, GREY, _font(12)) for text in (face.method, one_line(face.name))]
     for text, color, font in lines:
         y += font.size + 8
         pen.text((MARGIN, y), text, color, font, anchor="ls")
@@ -126,12 +126,6 @@ def _draw_panels(face: ExplainedFace, side: int) -> Iterator[Image.Image]:
             place = (panel.width / 2, panel.height - 6)
             ImageDraw.Draw(panel).text(place, "no evidence", "white", _font(15), anchor="md")
         yield ImageOps.pad(panel, (side, side), color="white")
-
-
-def _shorten(text: str, longest: int = 32) -> str:
-    """Leave out the middle of a long text."""
-    half = longest // 2
-    return text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
 
 
 @cache
