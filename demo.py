@@ -32,16 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         files = list_files(args.image, suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES, output=args.output)
     checkpoint = cli.existing_checkpoint(args.checkpoint or default_checkpoint())
-    reporter = Reporter(
-        files,
-        top=args.top,
-        output=args.output,
-        json_file=args.json,
-        smooth=args.smooth,
-        live=camera is not None,
-        window=args.show,
-    )
-    with closing(reporter):
+    with closing(Reporter(files, args)) as reporter:
         # ---- network -----------------------------------------------------------------------------
         detector = None if args.whole_image else args.detector
         predictor = Predictor(checkpoint, args.device, detector, args.dataset, margin=args.margin)

@@ -10,9 +10,8 @@ for face in predictor(Image.open("photo.jpg")):
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -121,21 +120,17 @@ class Predictor:
     def _predict(
         self, images: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]
     ) -> list[list[Prediction]]:
-        """Classify the faces of each image."""
-        size = self.network.image_size
-        rows = self._probabilities(
-            cut_out(image, face, size)
+        """Classify the faces of each image, in batches across the images."""
+        crops = [
+            cut_out(image, face, self.network.image_size)
             for image, found in zip(images, faces, strict=True)
             for face in found
-        )
-        return [[Prediction(f.box, next(rows), f.score) for f in found] for found in faces]
-
-    def _probabilities(self, faces: Iterable[np.ndarray]) -> Iterator[dict[str, float]]:
-        """Classify uint8 RGB faces of the network's size, in batches."""
-        faces = iter(faces)
-        while batch := list(islice(faces, self.network.batch_size)):
-            for row in self.network.probabilities(np.stack(batch)).tolist():
-                yield dict(zip(self.class_names, row, strict=True))
+        ]
+        size = self.network.batch_size
+        batches = [np.stack(crops[i : i + size]) for i in range(0, len(crops), size)]
+        rows = (row for batch in batches for row in self.network.probabilities(batch).tolist())
+        named = (dict(zip(self.class_names, row, strict=True)) for row in rows)
+        return [[Prediction(f.box, next(named), f.score) for f in found] for found in faces]
 
 
 class TorchNetwork:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, groupby
@@ -30,44 +31,43 @@ class Reporter:
 
     Args:
         files: that are going to be read, or the name of a camera alone.
-        top: how many classes a printed line names.
-        output: folder for annotated copies.
-        json_file: gets a JSON object per face, and one per file without a face or unreadable.
-        smooth: time constant in seconds for the probabilities of a face in a video.
-        live: whether the frames are a camera's.
-        window: whether to show the frames in a window.
+        args: the flags of demo.py, of which it takes top, output, json, smooth, camera and show.
 
     Raises:
         UserError: results cannot be written, or would overwrite a file that is read.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        *,
-        top: int,
-        output: str | None,
-        json_file: str | None,
-        smooth: float,
-        live: bool,
-        window: bool,
-    ):
-        self.top, self.smooth, self.live, self.window = top, smooth, live, window
+    def __init__(self, files: Sequence[Path], args: Namespace):
+        self.top, self.smooth, self.window = args.top, args.smooth, args.show
+        self.live = args.camera is not None
         self.num_files = len(files)
         self.num_read = self.num_with_faces = self.num_copies = 0
-        self.outputs = output_paths(files, Path(output), live=live) if output else {}
-        json_file = json_file or os.devnull
+        self.outputs = self._copies(files, Path(args.output)) if args.output else {}
+        json_file = args.json or os.devnull
         read = set(map(os.path.realpath, files))
         for path in (*self.outputs.values(), json_file):
             if os.path.realpath(path) in read:
                 raise UserError(f"{path}: is to be read, and would be overwritten; write elsewhere")
-        if output:
-            with writing(output):
-                os.makedirs(output, exist_ok=True)
-        if window:
+        if args.output:
+            with writing(args.output):
+                os.makedirs(args.output, exist_ok=True)
+        if args.show:
             open_window(str(files[0]))
         with writing(json_file):
             self.json = open(json_file, "w", encoding="utf-8")
+
+    def _copies(self, files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+        """Name the annotated copy of each file: no two names are equal, and none is too long."""
+        short = [Path(_cut(file.absolute().parent.name), f"{_cut(file.stem)}.x") for file in files]
+        paths = {}
+        for file, name in zip(files, unique_names(short), strict=True):
+            suffix = file.suffix.lower()
+            if self.live or suffix in VIDEO_SUFFIXES:
+                suffix = suffix if suffix in CODECS else ".mp4"
+            else:
+                suffix = ".jpg" if suffix in (".jpg", ".jpeg", ".jfif") else ".png"
+            paths[file] = folder / f"{name}_emotions{suffix}"
+        return paths
 
     def close(self) -> None:
         with writing(self.json.name):
@@ -172,20 +172,6 @@ class Reporter:
     def _write_json(self, record: dict) -> None:
         with writing(self.json.name):
             print(json.dumps(record), file=self.json, flush=True)
-
-
-def output_paths(files: Sequence[Path], folder: Path, *, live: bool) -> dict[Path, Path]:
-    """Name the annotated copy of each file: no two names are equal, and none is too long."""
-    short = [Path(_cut(file.absolute().parent.name), f"{_cut(file.stem)}.x") for file in files]
-    paths = {}
-    for file, name in zip(files, unique_names(short), strict=True):
-        suffix = file.suffix.lower()
-        if live or suffix in VIDEO_SUFFIXES:
-            suffix = suffix if suffix in CODECS else ".mp4"
-        else:
-            suffix = ".jpg" if suffix in (".jpg", ".jpeg", ".jfif") else ".png"
-        paths[file] = folder / f"{name}_emotions{suffix}"
-    return paths
 
 
 def _cut(name: str) -> str:

@@ -6,16 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
+
+from utils.data.images import has_suffix, read_rgb
+from utils.errors import UserError
+from utils.progress import progress
+
 # FFmpeg and OpenCV print remarks on files that fail; each failure becomes a UserError here.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-
-from utils.data.images import has_suffix, read_rgb  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.progress import progress  # noqa: E402
-
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 VIDEO_SUFFIXES = frozenset(
