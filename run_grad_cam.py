@@ -107,7 +107,7 @@ def choose_faces(trained: TrainedDAN, args: argparse.Namespace) -> list[Face]:
         files = [files[i] for i in spread(len(files), args.limit)]
         root = data_root(trained)
         inside = root is not None and any(is_below(file, root) for file in files)
-        labels = find_labels(files, data_of(trained) if inside else None)
+        labels = find_labels(files, data_of(trained)) if inside else [None] * len(files)
     else:
         data = data_of(trained)
         if data is None:
@@ -124,18 +124,15 @@ def spread(count: int, limit: int | None) -> list[int]:
     return np.linspace(0, count - 1, min(count, limit or count)).round().astype(int).tolist()
 
 
-def find_labels(files: Sequence[Path], data: FaceData | None) -> list[int | None]:
+def find_labels(files: Sequence[Path], data: FaceData) -> list[int | None]:
     """Look up the label of each file; None for a file that is not an image of the data set."""
-    labels: list[int | None] = [None] * len(files)
-    for split in data.splits.values() if data else ():
-        known = dict(zip(split.names.tolist(), split.labels.tolist(), strict=True))
+    known = {}
+    for split in data.splits.values():
         root = os.path.realpath(split.root)
-        for i, file in enumerate(files):
-            # The file itself may be a link to an image elsewhere.
-            path = os.path.join(os.path.realpath(file.parent), file.name)
-            name = os.fsencode(os.path.relpath(path, root).replace(os.sep, "/"))
-            labels[i] = known.get(name, labels[i])
-    return labels
+        for name, label in zip(split.names.tolist(), split.labels.tolist(), strict=True):
+            known[Path(root, os.fsdecode(name))] = label
+    # The file itself may be a link to an image elsewhere.
+    return [known.get(Path(os.path.realpath(file.parent), file.name)) for file in files]
 
 
 def explain(

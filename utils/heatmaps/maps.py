@@ -7,8 +7,8 @@ averages over the positions, so that the gradient of a class is constant over ea
 Grad-CAM, XGrad-CAM and HiResCAM are then the same map, of which only Grad-CAM is offered.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,16 @@ def head_maps(
     """
     # Without heads (the plain ResNet-18): the last block of the backbone, as in Grad-CAM's paper.
     layers = [head.sa for head in model.heads] or [model.features]
-    with _cut_at(layers) as outputs:
+    outputs = {}
+
+    def cut(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Make the output a leaf of the graph, so that backward stops there."""
+        outputs[layer] = output.detach().requires_grad_()
+        return outputs[layer]
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(cut))
         logits, features, _ = model(images)
     classes = logits.argmax(dim=1)
     for i, target in enumerate(targets or ()):
@@ -91,23 +100,6 @@ def normalize(maps: np.ndarray) -> np.ndarray:
     low = maps.min(axis=(-2, -1), keepdims=True)
     span = maps.max(axis=(-2, -1), keepdims=True) - low
     return ((maps - low) / np.where(span > 0, span, 1)).astype(np.float32)
-
-
-@contextmanager
-def _cut_at(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Collect the layers' outputs as leaves of the graph, so that backward stops there."""
-    outputs = {}
-
-    def cut(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        outputs[layer] = output.detach().requires_grad_()
-        return outputs[layer]
-
-    handles = [layer.register_forward_hook(cut) for layer in layers]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _first_component(activations: Tensor) -> Tensor:
