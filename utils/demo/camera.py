@@ -39,7 +39,7 @@ class Camera:
                 "it; give the index of a camera, such as 0, or the address of a stream"
             )
         self.stopped = threading.Event()
-        self.newest: queue.Queue[tuple[float, np.ndarray | None]] = queue.Queue(maxsize=1)
+        self.newest: queue.Queue[tuple[float, np.ndarray | None]] = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
         atexit.register(self.close)  # Python crashes if it ends while the thread reads
@@ -75,13 +75,13 @@ class Camera:
         self.reader.join()
 
     def _read(self) -> None:
-        while not self.stopped.is_set():
-            image = self.capture.read()[1]  # None at the end
-            with suppress(queue.Empty):
-                self.newest.get_nowait()
+        received = True
+        while received and not self.stopped.is_set():
+            received, image = self.capture.read()  # False, None at the end
+            if received:
+                with suppress(queue.Empty):
+                    self.newest.get_nowait()  # the one before
             self.newest.put((time.monotonic(), image))
-            if image is None:
-                break
         self.capture.release()
 
 

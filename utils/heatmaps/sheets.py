@@ -110,7 +110,10 @@ def _draw_caption(pen: ImageDraw.ImageDraw, face: ExplainedFace, y: int) -> None
     if face.label is not None:
         verdict = "correct" if face.label == face.prediction else "wrong"
         lines.append((f"{verdict}, the label is {face.label}", BLACK, _font(14)))
-    lines += [(text, GREY, _font(12)) for text in (face.method, one_line(face.name))]
+    name = one_line(face.name)
+    if len(name) > 32:
+        name = f"{name[:15]}…{name[-16:]}"
+    lines += [(text, GREY, _font(12)) for text in (face.method, name)]
     for text, color, font in lines:
         y += font.size + 8
         pen.text((MARGIN, y), text, color, font, anchor="ls")
