@@ -75,7 +75,8 @@ class _Drawing:
         height = sum(self.font.getmetrics()) + self.gap
         corners = [(left, top) for left in (x, x + w - width) for top in (y - height, y + h)]
         x, y = self._free(corners, width, height) or self._clamp(x, y, width, height)
-        self._take(x, y, width, height, _color(face))
+        self.taken.append((x, y, width, height))
+        self._fill(x, y, width, height, _color(face))
         self.pen.text((x + self.gap, y + self.gap // 2), text, font=self.font, fill="black")
 
     def bars(self, face: Prediction, box: Box) -> None:
@@ -92,17 +93,14 @@ class _Drawing:
         if corner is None and (width > 0.4 * w or height > 0.5 * h):
             return
         x, y = corner or (x, y + h - height)
-        self._take(x, y, width, height, SHADE)
+        self.taken.append((x, y, width, height))
+        self._fill(x, y, width, height, SHADE)
         for i, (name, probability) in enumerate(face.probabilities.items()):
             top = y + self.gap + i * step
             self.pen.text((x + self.gap, top), name, font=self.small, fill="white")
             for part, color in ((1, TRACK), (probability, COLORS[i % len(COLORS)])):
                 filled = max(1, round(length * part))
                 self._fill(x + names, top + step // 5, filled, step - step // 5, color)
-
-    def _take(self, x: int, y: int, w: int, h: int, color: str | tuple[int, ...]) -> None:
-        self.taken.append((x, y, w, h))
-        self._fill(x, y, w, h, color)
 
     def _fill(self, x: int, y: int, w: int, h: int, color: str | tuple[int, ...]) -> None:
         self.pen.rectangle((x, y, x + w - 1, y + h - 1), fill=color)

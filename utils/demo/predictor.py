@@ -127,8 +127,9 @@ class Predictor:
             for face in found
         ]
         size = self.network.batch_size
-        batches = [np.stack(crops[i : i + size]) for i in range(0, len(crops), size)]
-        rows = (row for batch in batches for row in self.network.probabilities(batch).tolist())
+        rows = []
+        for i in range(0, len(crops), size):
+            rows += self.network.probabilities(np.stack(crops[i : i + size])).tolist()
         named = (dict(zip(self.class_names, row, strict=True)) for row in rows)
         return [[Prediction(f.box, next(named), f.score) for f in found] for found in faces]
 
