@@ -62,3 +62,9 @@ def report(root):
     """convert_report.csv as {file name: reason}."""
     rows = read_csv(root / "convert_report.csv")[1:]
     return {os.path.basename(source): reason for _, source, _, reason in rows}
+
+
+def counts(root):
+    """Images of each class, by split."""
+    codes = range(8)
+    return {p: [len(list(root.glob(f"{p}/{code}/*"))) for code in codes] for p in ("train", "val")}

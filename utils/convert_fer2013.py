@@ -11,12 +11,10 @@ images and a label.csv each. FER+'s label is the one that most of its ten annota
 An interrupted conversion continues when it is started again.
 """
 
-import csv
 import os
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +25,10 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import Parser
+from utils.data import conversion
+from utils.data.conversion import read_rows, read_table, write_whole
 from utils.data.datasets import UNFINISHED
-from utils.data.images import read_rgb, walk_files
+from utils.data.images import read_rgb
 from utils.errors import UserError, exit_on_user_error, plural, writing
 from utils.labels import FER2013_COUNTS
 from utils.progress import progress
@@ -43,16 +43,10 @@ CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 
 
 @dataclass(slots=True)
-class Face:
-    split: str  # train, val or test
-    name: str  # of the PNG file
-    label: str  # class, or the votes where they do not give one
-    source: np.ndarray | Path  # (48, 48) uint8, or an image file
-    reason: str = ""  # why it is left out; empty where it is used
+class Face(conversion.Face):
+    """Its source is the name of its PNG file."""
 
-    @property
-    def target(self) -> str:
-        return f"{self.split}/{self.label}/{self.name}"
+    image: np.ndarray | Path = None  # (48, 48) uint8, or an image file
 
 
 def convert(
@@ -88,57 +82,60 @@ def convert(
             _read_votes(Path(ferplus), faces, path)
             classes = FERPLUS
     todo = [face for face in faces if not face.reason]
+    for face in todo:
+        face.target = f"{face.split}/{face.label}/{face.source}"
     with writing(output):
-        _refuse_other_images(output, {face.target for face in todo})
-        for split in SPLITS.values():
-            for name in classes:
-                (output / split / name).mkdir(parents=True, exist_ok=True)
+        present = conversion.find_converted(output, SPLITS.values(), todo)
+        output.mkdir(parents=True, exist_ok=True)
         flags = ["--fer2013", str(fer2013), "--output", str(output)]
         flags += ["--ferplus", str(ferplus)] if ferplus else []
         # The marker says how to continue.
         (output / UNFINISHED).write_text(shlex.join(["python", "utils/convert_fer2013.py", *flags]))
         for face in progress(todo, desc="images", unit="img"):
-            face.reason = _write_image(face, output)
-        dropped = [face for face in faces if face.reason]
-        rows = [f"{face.split},{face.name},{face.label},{face.reason}\n" for face in dropped]
-        report = "".join(["split,image,label,reason\n", *rows])
-        _replace(f"{output}/convert_report.csv", report.encode())
+            if face.target not in present:
+                face.reason = _write_image(face, output)
+        conversion.write_report(output, ["split", "image", "label", "reason"], faces)
         (output / UNFINISHED).unlink()
-    return _summary(faces, classes, output)
+    published = FER2013_COUNTS if classes == FER2013 else dict.fromkeys(FER2013_COUNTS)
+    return conversion.summary(output, faces, {name: name for name in classes}, published)
 
 
 # ---- reading -------------------------------------------------------------------------------------
 
 
 def _read_csv(path: Path) -> Iterator[Face]:
-    table = _read_table(path, ["Usage", "emotion", "pixels"])
+    table = read_table(path, ["Usage", "emotion", "pixels"])
     rows = enumerate(progress(table, desc="read", unit="img"))
-    for number, (line, (usage, emotion, text)) in rows:
+    for number, (line, (usage, emotion, text), problem) in rows:
         is_numbers = text.replace(" ", "").isdigit()
         pixels = np.fromstring(text, dtype=np.int64, sep=" ") if is_numbers else np.array([])
         is_image = pixels.size == SIDE**2 and pixels.max() <= 255
         if not is_image or usage not in SPLITS or emotion not in [*"0123456"]:
+            found = problem or (
+                f"Usage {usage[:20]!r}, emotion {emotion[:20]!r} and "
+                f"{plural(pixels.size, 'pixel')} up to {pixels.max(initial=0)}"
+            )
             raise UserError(
-                f"{path}:{line}: Usage {usage[:20]!r}, emotion {emotion[:20]!r} and "
-                f"{plural(pixels.size, 'pixel')} up to {pixels.max(initial=0)} are not a row of "
-                f"FER2013, which has {SIDE**2:,} pixels from 0 to 255; get another copy"
+                f"{path}:{line}: {found}: not a row of FER2013, which has {SIDE**2:,} pixels from "
+                "0 to 255; get another copy"
             )
         image, name = pixels.reshape(SIDE, SIDE).astype(np.uint8), f"fer{number:07d}.png"
-        yield Face(SPLITS[usage], name, FER2013[int(emotion)], image)
+        yield Face(SPLITS[usage], name, FER2013[int(emotion)], image=image)
 
 
 def _read_votes(path: Path, faces: Sequence[Face], pixels: Path) -> None:
     """Replace the labels by FER+'s. Faces keep their names, which number the rows: those in FER+'s
     table do not always do so, and are empty where FER+ removed an image."""
-    rows = list(_read_table(path, ["Usage", "Image name", *VOTES]))
+    rows = list(read_table(path, ["Usage", "Image name", *VOTES]))
     if len(rows) != len(faces):
         raise UserError(
             f"{path}: has {plural(len(rows), 'row')}, but {pixels} has {len(faces):,}; they must "
             "describe the same images in the same order"
         )
-    for face, (line, (usage, name, *votes)) in zip(faces, rows, strict=True):
+    for face, (line, (usage, name, *votes), problem) in zip(faces, rows, strict=True):
         if SPLITS.get(usage) != face.split:
-            raise UserError(f"{path}:{line}: Usage {usage!r} is not that of this row in {pixels}")
+            problem = problem or f"Usage {usage!r} is not that of this row in {pixels}"
+            raise UserError(f"{path}:{line}: {problem}")
         face.label, face.reason = majority(votes, f"{path}:{line}")
         face.reason = face.reason if name else "removed by FER+"
 
@@ -146,34 +143,10 @@ def _read_votes(path: Path, faces: Sequence[Face], pixels: Path) -> None:
 def _read_folders(root: Path) -> Iterator[Face]:
     for folder, split in FOLDERS.items():
         path = root / folder / "label.csv"
-        for line, (name, *cells) in _read_rows(path):
+        for line, (name, *cells) in read_rows(path):
             label, reason = majority(cells[-len(VOTES) :], f"{path}:{line}")
-            yield Face(split, os.path.basename(name), label, path.with_name(name), reason)
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of some columns, without spaces around them."""
-    rows = _read_rows(path)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    if missing := [name for name in columns if name not in header]:
-        raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-    indices = [header.index(name) for name in columns]
-    for line, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}:{line}: has {plural(len(row), 'field')}, but the header {len(header)}; "
-                "get another copy"
-            )
-        yield line, [row[index].strip() for index in indices]
-
-
-def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
-            yield from ((rows.line_num, row) for row in rows if row)
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a CSV file ({error})") from None
+            image = path.with_name(name)
+            yield Face(split, image.name, label, reason, image=image)
 
 
 def majority(votes: Sequence[str], where: str) -> tuple[str, str]:
@@ -205,58 +178,18 @@ def majority(votes: Sequence[str], where: str) -> tuple[str, str]:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _refuse_other_images(output: Path, targets: set[str]) -> None:
-    folders = [output / split for split in SPLITS.values() if (output / split).is_dir()]
-    files = [Path(path) for folder in folders for path in walk_files(folder)]
-    present = {path.relative_to(output).as_posix() for path in files if path.suffix != ".csv"}
-    if others := sorted(present - targets):
-        raise UserError(
-            f"{output}: train/, val/ and test/ hold {plural(len(others), 'file')} that these "
-            f"tables do not put there ({', '.join(others[:3])}); give another --output"
-        )
-
-
 def _write_image(face: Face, output: Path) -> str:
-    """Write a PNG file, whole or not at all; return why it cannot be used, or ""."""
-    target = f"{output}/{face.target}"
-    if os.path.exists(target):
-        return ""
-    if isinstance(face.source, Path):
+    """Write a PNG file; return why it cannot be used, or ""."""
+    if isinstance(face.image, Path):
         try:
-            read_rgb(face.source)
+            read_rgb(face.image)
         except UserError:
-            return "unreadable image" if face.source.exists() else "missing image"
-        content = face.source.read_bytes()
+            return "unreadable image" if face.image.exists() else "missing image"
+        content = face.image.read_bytes()
     else:  # uncompressed, which takes a third of the time and still fits into a block of 4 KiB
-        content = cv2.imencode(".png", face.source, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1]
-    _replace(target, content)
+        content = cv2.imencode(".png", face.image, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1]
+    write_whole(output / face.target, content)
     return ""
-
-
-def _replace(path: str, content: bytes | np.ndarray) -> None:
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".tmp-{name}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
-
-
-def _summary(faces: Iterable[Face], classes: Sequence[str], output: Path) -> str:
-    used = Counter((face.split, face.label) for face in faces if not face.reason)
-    if not used:
-        raise UserError(f"{output}: no image can be used; convert_report.csv there says why")
-    columns = []
-    for split in SPLITS.values():
-        columns.append((split, [used[split, name] for name in classes]))
-        if classes == FER2013:
-            columns.append(("published", FER2013_COUNTS[split]))
-    lines = [" " * 10 + "".join(f"{header:>11}" for header, _ in columns)]
-    rows = zip([*classes, "all"], *((*n, sum(n)) for _, n in columns), strict=True)
-    lines += [f"{name:10}" + "".join(f"{n:11,}" for n in numbers) for name, *numbers in rows]
-    reasons = Counter(face.reason for face in faces if face.reason).most_common()
-    lines += [f"left out {number:,}: {reason}" for reason, number in reasons]
-    train = f"python affectnet.py --aff_path {shlex.quote(str(output))}"
-    return "\n".join([*lines, f"{output}: {plural(used.total(), 'image')}; train with: {train}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
