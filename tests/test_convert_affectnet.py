@@ -151,7 +151,7 @@ def test_manual_bad_rows_are_listed(tmp_path):
         "huge.jpg": "face box outside the image",
         "missing.jpg": "missing image",
         "broken.jpg": "unreadable image",
-        "training.csv:14": "no image path",
+        "training.csv:14": "missing image",
         "1.jpg": "listed before",
     }
 

@@ -8,7 +8,6 @@ validation images: of the best epoch, which was chosen on them, and of the last 
 are shown where a run has test images of its own. Unfinished runs are named and left out.
 """
 
-import csv
 import json
 import math
 import sys
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import labels
 from utils.cli import MAY_CHANGE, Parser
-from utils.errors import UserError, exit_on_user_error, one_line, writing
+from utils.errors import UserError, exit_on_user_error, writing
 from utils.training.plots import plot_comparison
 
 # Entries of config.json that say on which data a run was trained.
@@ -34,41 +34,17 @@ DATA = ("dataset", "class_names", "toy", "data_fingerprint")
 IGNORED = {*DATA, "seed", *MAY_CHANGE} - {"epochs"}
 IGNORED |= {"processes", "device_name", "python", "torch", "torchvision", "images", "command"}
 IGNORED |= {"git_commit", "started"}
-# Name of a figure, and its key in metrics.csv (after val_) and test_metrics.json.
+# Name of a figure, and its key in metrics.csv (after val_) and in test_metrics.json.
 FIGURES = {"accuracy": "accuracy", "balanced": "balanced_accuracy", "macro-F1": "macro_f1"}
 
 
 @dataclass(frozen=True)
 class Run:
     folder: Path
-    config: Mapping[str, Any]
-    curve: list[float]  # validation accuracy of each epoch
+    seed: int | None
+    settings: Mapping[str, Any]  # all that changes its figures but the seed; "data" comes first
+    curve: Sequence[float]  # validation accuracy of each epoch
     figures: Mapping[str, float]  # "val accuracy best" -> a fraction
-
-    @property
-    def data(self) -> str:
-        """What it was trained on, equal for equal data."""
-        title = labels.title(str(self.config["dataset"]), toy=bool(self.config.get("toy")))
-        mark = self.config.get("data_fingerprint")
-        return f"{title}, {len(self.config['class_names'])} classes" + (
-            f" ({mark})" if mark else ""
-        )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that changes its figures, besides data and seed. Nested entries (optimizer, schedule)
-        are named `optimizer.lr`; they follow from the flags unless a script was changed."""
-        flat = {}
-        for name, value in self.config.items():
-            if isinstance(value, dict):
-                flat |= {f"{name}.{key}": value[key] for key in value}
-            else:
-                flat[name] = value
-        return {
-            name: value
-            for name, value in flat.items()
-            if name.partition(".")[0] not in IGNORED and not name.endswith("_path")
-        }
 
 
 @dataclass(frozen=True)
@@ -82,14 +58,10 @@ class Group:
     def label(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.settings.items()) or "all runs"
 
-    def figure(self, name: str) -> tuple[float, float] | None:
-        """Mean and standard deviation (NaN of a single run); None if a run lacks it."""
-        values = [run.figures.get(name) for run in self.runs]
-        if None in values:
-            return None
-        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(
-            values
-        ) > 1 else math.nan
+    def figure(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation; NaN if a run lacks it, and the deviation of a single run."""
+        values = [run.figures.get(name, math.nan) for run in self.runs]
+        return np.mean(values), np.std(values, ddof=1) if len(values) > 1 else math.nan
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -103,51 +75,62 @@ def read_run(folder: Path) -> Run:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        with open(folder / "metrics.csv", newline="") as file:
-            rows = [
-                {name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)
-            ]
-        epochs = config["epochs"], config["class_names"], config["dataset"]
+        history = pd.read_csv(folder / "metrics.csv")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: has no {Path(error.filename).name}, so no run with a finished epoch"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: config.json or metrics.csv cannot be read ({error})") from None
-    if len(rows) < epochs[0]:
-        raise UserError(f"{folder}: unfinished, {len(rows)} of {epochs[0]} epochs")
-    best = max(rows, key=lambda row: np.nan_to_num(row["val_accuracy"], nan=-1))
-    sources = {("val", "best"): best, ("val", "last"): rows[-1]}
+    if len(history) < config["epochs"]:
+        raise UserError(f"{folder}: unfinished, {len(history)} of {config['epochs']} epochs")
+    history = history.rename(columns=lambda name: name.removeprefix("val_"))
+    best = history["accuracy"].idxmax()
+    epochs = {"val": {"best": history.loc[best], "last": history.iloc[-1]}}
     test = folder / "test_metrics.json"
     if test.exists():
-        sources |= {("test", which): row for which, row in json.loads(test.read_text()).items()}
-    figures = {}
-    for name, key in FIGURES.items():
-        for (split, which), row in sources.items():
-            value = row.get(f"val_{key}" if split == "val" else key)
-            if value is not None:
-                figures[f"{split} {name} {which}"] = value
-    return Run(folder, config, [row["val_accuracy"] for row in rows], figures)
+        epochs["test"] = json.loads(test.read_text())
+    figures = {
+        f"{split} {name} {which}": row[key]
+        for split, rows in epochs.items()
+        for name, key in FIGURES.items()
+        for which, row in rows.items()
+        if key in row
+    }
+    return Run(folder, config.get("seed"), _settings(config), list(history["accuracy"]), figures)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a configuration: optimizer and schedule become entries such as `optimizer.lr`, which
+    follow from the flags unless a script was changed."""
+    data = labels.title(config["dataset"], toy=config.get("toy", False))
+    data += f", {len(config['class_names'])} classes"
+    if mark := config.get("data_fingerprint"):
+        data += f" ({mark})"
+    settings = {"data": data}
+    for name, value in config.items():
+        if name in IGNORED or name.endswith("_path"):
+            continue
+        if isinstance(value, dict):
+            settings |= {f"{name}.{key}": value[key] for key in value}
+        else:
+            settings[name] = value
+    return settings
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group runs by data and settings, in the order of their first runs."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps([run.data, run.settings], sort_keys=True)
-        groups.setdefault(key, []).append(run)
-    firsts = [members[0] for members in groups.values()]
-    settings = [{"data": run.data, **run.settings} for run in firsts]
-    names = list(dict.fromkeys(name for each in settings for name in each))
-    # What follows from flags comes last, and only where these do not tell two groups apart.
-    follows = {name: "." in name or name == "parameters" for name in names}
-    shown = []
-    for name in sorted(names, key=follows.get):
-        told_apart = {json.dumps([each.get(n) for n in shown]) for each in settings}
-        if follows[name] and len(told_apart) == len(settings):
-            break
-        if len({json.dumps(each.get(name)) for each in settings}) > 1:
-            shown.append(name)
+        groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+    settings = [members[0].settings for members in groups.values()]
+
+    def count(*names: str) -> int:
+        """How many groups these settings tell apart."""
+        return len({json.dumps([each.get(name) for name in names]) for each in settings})
+
+    shown = [name for name in {n: None for each in settings for n in each} if count(name) > 1]
+    flags = [name for name in shown if "." not in name and name != "parameters"]
+    if count(*flags) == len(settings):
+        shown = flags  # from which the others follow
     return [
         Group({name: each.get(name, "-") for name in shown}, members)
         for each, members in zip(settings, groups.values(), strict=True)
@@ -162,24 +145,20 @@ def table(groups: Sequence[Group]) -> list[list[str]]:
     names = _figure_names(groups)
     rows = [[*groups[0].settings, "n", *names]]
     for group in groups:
-        cells = [_percent(group.figure(name)) for name in names]
+        cells = [_percent(*group.figure(name)) for name in names]
         rows.append([*map(str, group.settings.values()), str(len(group.runs)), *cells])
     return rows
 
 
 def _figure_names(groups: Sequence[Group]) -> list[str]:
-    every = {name for group in groups for run in group.runs for name in run.figures}
-    order = [
-        f"{s} {name} {w}" for s in ("val", "test") for name in FIGURES for w in ("best", "last")
-    ]
-    return [name for name in order if name in every]
+    return list(dict.fromkeys(name for g in groups for run in g.runs for name in run.figures))
 
 
-def _percent(figure: tuple[float, float] | None) -> str:
-    if figure is None:
+def _percent(mean: float, deviation: float) -> str:
+    if math.isnan(mean):
         return "-"
-    mean, deviation = (100 * value for value in figure)
-    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+    text = f"{100 * mean:.2f}"
+    return text if math.isnan(deviation) else f"{text} ± {100 * deviation:.2f}"
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
@@ -213,20 +192,15 @@ def _escape(text: str) -> str:
 def write_csv(groups: Sequence[Group], path: Path) -> None:
     """Write figures as fractions, as in metrics.csv: mean and standard deviation in columns of
     their own; and which runs they are of."""
-    names = _figure_names(groups)
-    header = [*groups[0].settings, "n", "seeds", "runs"]
-    header += [f"{name} {part}" for name in names for part in ("mean", "std")]
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(header)
-        for group in groups:
-            pairs = [group.figure(name) or (math.nan, math.nan) for name in names]
-            cells = [
-                "" if math.isnan(value) else f"{value:.6g}" for pair in pairs for value in pair
-            ]
-            seeds = " ".join(str(run.config.get("seed")) for run in group.runs)
-            folders = " ".join(str(run.folder) for run in group.runs)
-            rows.writerow([*group.settings.values(), len(group.runs), seeds, folders, *cells])
+    rows = []
+    for group in groups:
+        seeds = " ".join(str(run.seed) for run in group.runs)
+        folders = " ".join(str(run.folder) for run in group.runs)
+        row = {**group.settings, "n": len(group.runs), "seeds": seeds, "runs": folders}
+        for name in _figure_names(groups):
+            row[f"{name} mean"], row[f"{name} std"] = group.figure(name)
+        rows.append(row)
+    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def compare(folders: Iterable[str], output: Path, figures: str = "png") -> list[Group]:
@@ -250,12 +224,9 @@ def compare(folders: Iterable[str], output: Path, figures: str = "png") -> list[
         )
     groups = group_runs(runs)
     for group in groups:
-        seeds = Counter(run.config.get("seed") for run in group.runs)
-        for seed, count in seeds.items():
+        for seed, count in Counter(run.seed for run in group.runs).items():
             if count > 1:
-                print(
-                    one_line(f"{group.label}: {count} runs of seed {seed}, which is no new sample")
-                )
+                print(f"{group.label}: {count} runs of seed {seed}, which is no new sample")
     rows = table(groups)
     print(as_text(rows))
     if "data" in groups[0].settings:

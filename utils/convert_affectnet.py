@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -53,7 +53,8 @@ CLASS_FOLDERS = [f"{phase}/{code}" for phase in PHASES for code in range(len(AFF
 CROP_SIZE = 224  # pixels
 
 LIST_COLUMNS = ["phase", "img_path", "label"]
-BOX_COLUMNS = ["face_x", "face_y", "face_width", "face_height"]
+MANUAL_COLUMNS = ["subDirectory_filePath", "expression"]
+MANUAL_COLUMNS += ["face_x", "face_y", "face_width", "face_height"]
 PHASE_NAMES = {"training": "train", "valid": "val", "validation": "val"}
 UNUSED = {8: "none", 9: "uncertain", 10: "non-face"}
 CODES = {labels.canonical(name): code for code, name in [*enumerate(AFFECTNET), *UNUSED.items()]}
@@ -103,12 +104,17 @@ def convert(
         todo = [face for face in todo if face.target not in present]
         output.mkdir(parents=True, exist_ok=True)
         (output / UNFINISHED).touch()
-        is_uncropped = any(face.box for face in todo)
         write = partial(_write_image, output=output, copy=copy, margin=margin)
-        reasons = _crop_all(write, todo, workers) if is_uncropped else map(write, todo)
-        bar = progress(reasons, desc="images", total=len(todo), unit="img")
-        for face, reason in zip(todo, bar, strict=True):
-            face.reason = reason
+        with ProcessPoolExecutor(  # whose processes leave Ctrl-C to the parent
+            workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        ) as processes:
+            if any(face.box for face in todo):
+                reasons = processes.map(write, todo, chunksize=16)
+            else:
+                reasons = map(write, todo)
+            bar = progress(reasons, desc="images", total=len(todo), unit="img")
+            for face, reason in zip(todo, bar, strict=True):
+                face.reason = reason
         conversion.write_report(output, ["phase", "source", "label", "reason"], faces)
         used = [face for face in faces if not face.reason]
         if used:
@@ -210,11 +216,9 @@ def _read_manual(folder: Path, photos: Path) -> list[Face]:
         path = next((place / name for place in places if (place / name).exists()), None)
         if path is None:
             raise UserError(f"{folder / name}: missing from the Manually_Annotated release")
-        columns = ["subDirectory_filePath", "expression", *BOX_COLUMNS]
-        for line, (image, label, *numbers), problem in read_table(path, columns):
-            reason = problem or ("" if image else "no image path") or read_label(label)[1]
+        for line, (image, label, *numbers), problem in read_table(path, MANUAL_COLUMNS):
             box = _read_box(numbers)
-            reason = reason or ("" if box else "no face box")
+            reason = problem or read_label(label)[1] or ("" if box else "no face box")
             faces.append(Face(phase, image or f"{name}:{line}", label, reason, box=box))
     _locate(faces, [photos])
     return faces
@@ -233,7 +237,7 @@ def _read_list(path: Path) -> list[Face]:
     for line, (phase, image, label), problem in read_table(path, LIST_COLUMNS):
         phase = PHASE_NAMES.get(phase.lower(), phase.lower())
         reason = problem or ("" if phase in PHASES else "phase is neither train nor val")
-        reason = reason or ("" if image else "no image path") or read_label(label)[1]
+        reason = reason or read_label(label)[1]
         faces.append(Face(phase, image or f"{path.name}:{line}", label, reason))
     # Paths should be relative to the repository; some are to the working folder or to the list.
     _locate(faces, [REPOSITORY, Path.cwd(), path.parent.resolve()])
@@ -284,15 +288,6 @@ def _choose_targets(faces: Iterable[Face]) -> None:
 
 
 # ---- writing -------------------------------------------------------------------------------------
-
-
-def _crop_all(
-    crop: Callable[[Face], str], faces: Sequence[Face], workers: int | None
-) -> Iterator[str]:
-    with ProcessPoolExecutor(  # whose processes leave Ctrl-C to the parent
-        workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    ) as processes:
-        yield from processes.map(crop, faces, chunksize=16)
 
 
 def _write_image(face: Face, output: Path, copy: bool, margin: float) -> str:

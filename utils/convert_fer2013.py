@@ -111,14 +111,9 @@ def _read_csv(path: Path) -> Iterator[Face]:
         pixels = np.fromstring(text, dtype=np.int64, sep=" ") if is_numbers else np.array([])
         is_image = pixels.size == SIDE**2 and pixels.max() <= 255
         if not is_image or usage not in SPLITS or emotion not in [*"0123456"]:
-            found = problem or (
-                f"Usage {usage[:20]!r}, emotion {emotion[:20]!r} and "
-                f"{plural(pixels.size, 'pixel')} up to {pixels.max(initial=0)}"
-            )
-            raise UserError(
-                f"{path}:{line}: {found}: not a row of FER2013, which has {SIDE**2:,} pixels from "
-                "0 to 255; get another copy"
-            )
+            row = f"Usage {usage[:20]!r}, emotion {emotion[:20]!r}, {plural(pixels.size, 'pixel')}"
+            row += f" up to {pixels.max(initial=0)}"
+            raise UserError(f"{path}:{line}: {problem or row}: not of FER2013; get another copy")
         image, name = pixels.reshape(SIDE, SIDE).astype(np.uint8), f"fer{number:07d}.png"
         yield Face(SPLITS[usage], name, FER2013[int(emotion)], image=image)
 

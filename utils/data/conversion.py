@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from utils.data.images import IMAGE_SUFFIXES, has_suffix, walk_files
 from utils.errors import UserError, plural
 
@@ -134,22 +136,16 @@ def summary(
             f"{output}: no row can be used; most common reason ({number:,} of {len(faces):,} "
             f"rows): {reason}, for example {example}; {output / REPORT} lists all"
         )
-    columns = []
+    table = pd.DataFrame(index=[*classes.values()])
     for split, numbers in published.items():
-        columns.append((split, [used[f"{split}/{folder}"] for folder in classes]))
+        table[split] = [used[f"{split}/{folder}"] for folder in classes]
         if numbers is not None:
-            columns.append(("published", numbers))
-    rows = zip(
-        [*classes.values(), "all"],
-        *([*numbers, sum(numbers)] for _, numbers in columns),
-        strict=True,
-    )
-    lines = [" " * 12 + "".join(f"{header:>11}" for header, _ in columns)]
-    lines += [f"{name:12}" + "".join(f"{n:11,}" for n in numbers) for name, *numbers in rows]
+            table[f"{split} published"] = numbers
+    table.loc["all"] = table.sum()
+    lines = [table.map("{:,}".format).to_string()]
     lines += [f"left out {number:,}: {reason}" for reason, number in reasons]
-    train = f"python affectnet.py --aff_path {shlex.quote(str(output))}"
-    lines.append(
-        f"{output}: {plural(used.total(), 'image')}; {REPORT} lists what is left out; train with: "
-        f"{train}"
-    )
+    lines += [
+        f"{output}: {plural(used.total(), 'image')}; {REPORT} lists what is left out",
+        f"train with: python affectnet.py --aff_path {shlex.quote(str(output))}",
+    ]
     return "\n".join(lines)
