@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -105,16 +105,11 @@ def convert(
         output.mkdir(parents=True, exist_ok=True)
         (output / UNFINISHED).touch()
         write = partial(_write_image, output=output, copy=copy, margin=margin)
-        with ProcessPoolExecutor(  # whose processes leave Ctrl-C to the parent
-            workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-        ) as processes:
-            if any(face.box for face in todo):
-                reasons = processes.map(write, todo, chunksize=16)
-            else:
-                reasons = map(write, todo)
-            bar = progress(reasons, desc="images", total=len(todo), unit="img")
-            for face, reason in zip(todo, bar, strict=True):
-                face.reason = reason
+        has_photos = any(face.box for face in todo)
+        reasons = _in_parallel(write, todo, workers) if has_photos else map(write, todo)
+        bar = progress(reasons, desc="images", total=len(todo), unit="img")
+        for face, reason in zip(todo, bar, strict=True):
+            face.reason = reason
         conversion.write_report(output, ["phase", "source", "label", "reason"], faces)
         used = [face for face in faces if not face.reason]
         if used:
@@ -290,15 +285,27 @@ def _choose_targets(faces: Iterable[Face]) -> None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
+def _in_parallel(
+    write: Callable[[Face], str], faces: Sequence[Face], workers: int | None
+) -> Iterator[str]:
+    with ProcessPoolExecutor(  # whose processes leave Ctrl-C to the parent
+        workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as processes:
+        yield from processes.map(write, faces, chunksize=16)
+
+
 def _write_image(face: Face, output: Path, copy: bool, margin: float) -> str:
     """Link, copy or crop an image into its class folder; return why it cannot be used, or ""."""
+    target = output / face.target
     try:
-        photo = read_rgb(face.source)
+        if face.box is not None:
+            photo = Image.fromarray(read_rgb(face.source))
+        elif not _is_whole_jpeg(face.source):
+            read_rgb(face.source)
     except UserError:
         return "unreadable image"
-    target = output / face.target
     if face.box is not None:
-        crop = crop_face(Image.fromarray(photo), face.box, margin)
+        crop = crop_face(photo, face.box, margin)
         if crop is None:
             return "face box outside the image"
         content = io.BytesIO()
@@ -314,6 +321,12 @@ def _write_image(face: Face, output: Path, copy: bool, margin: float) -> str:
             pass
     write_whole(target, Path(face.source).read_bytes())
     return ""
+
+
+def _is_whole_jpeg(path: str) -> bool:
+    """Whether a file has a JPEG's start and end markers: decoding all images takes minutes."""
+    content = Path(path).read_bytes()
+    return content.startswith(b"\xff\xd8\xff") and b"\xff\xd9" in content[-64:]
 
 
 def crop_face(photo: Image.Image, box: Box, margin: float) -> Image.Image | None:
