@@ -154,6 +154,7 @@ def test_a_window_shows_the_frames_until_it_is_closed(
     capture, bgr_face, checkpoint_file, monkeypatch
 ):
     shown, keys = [], iter([-1, ord("q")])
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", lambda *arguments: None)
     monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append(picture))
     monkeypatch.setattr(cv2, "waitKey", lambda wait: next(keys))
@@ -169,6 +170,7 @@ def test_an_opencv_without_windows_names_the_package_that_has_them(monkeypatch):
     def missing(*arguments):
         raise cv2.error("The function is not implemented")
 
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", missing)
     with pytest.raises(UserError, match="pip install 'opencv-python<5'"):
         open_window("camera")

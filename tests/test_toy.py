@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from utils.errors import UserError
 from utils.labels import AFFECTNET, AFFECTNET_COUNTS, RAFDB
 from utils.toy import render, sets
-from utils.toy.render import EXPRESSION_UNITS, draw_action_units, render_face
+from utils.toy.render import EXPRESSION_UNITS, draw_action_units, draw_face
 from utils.toy.sets import ToySet, read_toy_set, write_affectnet, write_rafdb
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ def test_the_renderer_has_not_changed(monkeypatch):
 
     monkeypatch.setattr(render.Canvas, "polygon", recorded)
     for seed, name in enumerate(EXPRESSION_UNITS):
-        render_face(name, np.random.default_rng(seed), 100)
+        draw_face(name, np.random.default_rng(seed), 100)
     rng = np.random.default_rng(0)
     view, grey = render.View(rng), np.full((16, 16, 3), 128, dtype=np.uint8)
     photo = render._photograph(grey, view, np.array([0.9, 1.0, 1.1]), rng)
@@ -80,7 +80,7 @@ def test_expressions_show_the_action_units_of_facs():
 def test_only_features_depend_on_the_expression(size):
     """The person, the view, the noise and the mean colour do not."""
     for seed in range(8):
-        toys = (render_face(name, np.random.default_rng(seed), size) for name in AFFECTNET)
+        toys = (draw_face(name, np.random.default_rng(seed), size) for name in AFFECTNET)
         neutral, *others = (face.astype(int) for face in toys)
         for face in others:
             assert face.shape == (size, size, 3)

@@ -313,7 +313,8 @@ def _write_image(face: Face, output: Path, copy: bool, margin: float) -> str:
         write_whole(target, content.getvalue())
         return ""
     if not copy:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
         try:  # os.link does not follow symbolic links on Linux
             os.link(os.path.realpath(face.source), target)
             return ""
@@ -325,8 +326,10 @@ def _write_image(face: Face, output: Path, copy: bool, margin: float) -> str:
 
 def _is_whole_jpeg(path: str) -> bool:
     """Whether a file has a JPEG's start and end markers: decoding all images takes minutes."""
-    content = Path(path).read_bytes()
-    return content.startswith(b"\xff\xd8\xff") and b"\xff\xd9" in content[-64:]
+    with open(path, "rb") as file:
+        start = file.read(3)
+        file.seek(max(0, os.path.getsize(path) - 64))
+        return start == b"\xff\xd8\xff" and b"\xff\xd9" in file.read()
 
 
 def crop_face(photo: Image.Image, box: Box, margin: float) -> Image.Image | None:

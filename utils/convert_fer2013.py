@@ -81,6 +81,8 @@ def convert(
         if ferplus is not None:
             _read_votes(Path(ferplus), faces, path)
             classes = FERPLUS
+    if not faces:
+        raise UserError(f"{path}: has no rows; get another copy")
     todo = [face for face in faces if not face.reason]
     for face in todo:
         face.target = f"{face.split}/{face.label}/{face.source}"

@@ -87,7 +87,7 @@ def verify(trained: TrainedDAN, session: Any) -> None:
     """Compare an ONNX Runtime session's predictions with those of the network as trained."""
     model, size = trained.network("cpu"), trained.image_size
     rng = np.random.default_rng(0)
-    toy = np.stack([draw_face(name, np.random.default_rng(0), size).image for name in AFFECTNET])
+    toy = np.stack([draw_face(name, np.random.default_rng(0), size) for name in AFFECTNET])
     random = [rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8) for n in (1, 3)]
     for faces in (*random, toy):
         expected = model(preprocess(torch.from_numpy(faces).permute(0, 3, 1, 2), size))

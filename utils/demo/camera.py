@@ -1,6 +1,7 @@
 """Frames of a camera as they come, and a window to show them in."""
 
 import atexit
+import os
 import queue
 import sys
 import threading
@@ -89,8 +90,10 @@ def open_window(title: str) -> None:
     """Open a window for `show`.
 
     Raises:
-        UserError: the installed OpenCV has no windows.
+        UserError: there is no display, or the installed OpenCV has no windows.
     """
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        raise UserError("--show: there is no display; leave it out, and give --output")
     try:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL)
     except cv2.error:

@@ -183,6 +183,7 @@ class OnnxNetwork:
     def __init__(self, path: Path, device: str, dataset: str | None):
         try:
             import onnxruntime
+            from onnxruntime.capi import onnxruntime_pybind11_state as errors
         except ImportError:
             raise UserError(f"{path}: needs ONNX Runtime; pip install onnxruntime") from None
 
@@ -199,9 +200,8 @@ class OnnxNetwork:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # its exceptions have no common base class
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: not an ONNX file, or damaged ({reason})") from None
+        except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf):
+            raise UserError(f"{path}: not an ONNX file, or damaged; export it again") from None
         if kind == "cuda" and self.session.get_providers()[0] != CUDA_PROVIDER:
             raise UserError(
                 f"--device {device}: the installed ONNX Runtime has no CUDA, or cannot use it; use "

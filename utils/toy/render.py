@@ -7,7 +7,6 @@ Face coordinates are those of the picture before the head is rotated and moved: 
 y down, both from -1 to 1. Left and right are the picture's.
 """
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -410,7 +409,7 @@ def draw_folds(canvas: Canvas, who: Identity, au: ActionUnits, side: int) -> Non
 # ---- the whole face ------------------------------------------------------------------------------
 
 
-def render_face(
+def draw_face(
     expression: str, rng: np.random.Generator, size: int, who: Identity | None = None
 ) -> np.ndarray:
     """Draw a person with an expression: (size, size, 3) uint8 RGB.
@@ -439,11 +438,6 @@ def render_face(
     # mean colour. The gain restores the mean of the head without features.
     gain = view.exposure * bare_mean / canvas.mean_colour()
     return _photograph(canvas.pixels(), view, gain, rng)
-
-
-def draw_face(expression: str, rng: np.random.Generator, size: int) -> SimpleNamespace:
-    """`render_face` as the `image` of an object, which is what utils/export_onnx.py takes."""
-    return SimpleNamespace(image=render_face(expression, rng, size))
 
 
 def _photograph(

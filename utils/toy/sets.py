@@ -19,7 +19,7 @@ from utils.data.images import save_picture
 from utils.errors import UserError, writing
 from utils.labels import AFFECTNET, AFFECTNET_COUNTS, RAFDB
 from utils.progress import progress
-from utils.toy.render import RENDERER, Identity, render_face
+from utils.toy.render import RENDERER, Identity, draw_face
 
 SPLITS = ("train", "test")
 RAFDB_STEMS = {"train": "train_{:05d}", "test": "test_{:04d}"}  # of a number from 1
@@ -72,7 +72,7 @@ class ToySet:
         classes, size = (RAFDB, 100) if self.layout == "rafdb" else (AFFECTNET, 224)
         expression = classes[self.labels[split][index]]
         rng = self._rng(split, "face", index)
-        return render_face(expression, rng, size, self.person(split, index))
+        return draw_face(expression, rng, size, self.person(split, index))
 
     def image(self, split: str, index: int) -> str:
         """The path of an image below the set's folder."""
