@@ -126,9 +126,6 @@ def test_missing_file_folder_and_address(tmp_path):
         checkpoint.load(tmp_path)
     with pytest.raises(UserError, match="is an address"):
         checkpoint.load("https://host/best.pth")
-    (tmp_path / "last.pth").touch()
-    with pytest.raises(UserError, match=r"first epoch; use \S+last.pth, or .* --resume"):
-        checkpoint.load(tmp_path / "best.pth")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -304,9 +301,6 @@ def test_ours_know_their_classes(tmp_path, states):
     assert not read_trained(tmp_path / "best.pth").toy
     with pytest.raises(UserError, match="trained on mine, but --dataset RAF-DB was given"):
         read_trained(tmp_path / "best.pth", dataset="RAF-DB")
-    checkpoint.save(tmp_path / "best.pth", {**content, "class_names": ["a", "b"]})
-    with pytest.raises(UserError, match="names 2 classes, but has 5"):
-        read_trained(tmp_path / "best.pth")
 
 
 @pytest.mark.parametrize(

@@ -121,10 +121,3 @@ def test_its_own_flags_are_those_of_the_training(listed):
     assert {split.path(index).name[0] for index in range(len(split))} == {"1", "2"}
     with pytest.raises(UserError, match=r"--folds 1 \(it has 1 2\)"):
         recipe("--resume", "--folds", "1")
-
-
-def test_a_flag_that_no_checkpoint_could_keep(listed):
-    parser = cli.RecipeParser(__doc__, "listed", batch_size=8, lr=1e-4, epochs=1)
-    parser.data.add_argument("--listed_path", type=Path, default="faces")
-    with pytest.raises(TypeError, match="--listed_path .*Path.*: checkpoints keep"):
-        cli.parse(parser, [])

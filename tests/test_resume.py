@@ -18,7 +18,7 @@ from tests.conftest import SMALL, TinyDAN, train_raf
 from utils import checkpoint
 from utils.data import loader
 from utils.errors import UserError, exit_on_user_error
-from utils.training.engine import LossMonitor
+from utils.training import engine
 
 pytestmark = pytest.mark.usefixtures("quick")
 TIMES = ("seconds", "images_per_second")
@@ -44,15 +44,15 @@ def call(request, toy_raf, toy_aff, monkeypatch):
 
 def signal_at(monkeypatch, step: int, number: int) -> None:
     """Send a signal to this process once, after the given number of steps."""
-    add, calls = LossMonitor.add, []
+    update, calls = engine.update, []
 
-    def counting(self, *args):
+    def counting(*args):
         calls.append(None)
         if len(calls) == step:
             os.kill(os.getpid(), number)
-        return add(self, *args)
+        return update(*args)
 
-    monkeypatch.setattr(LossMonitor, "add", counting)
+    monkeypatch.setattr(engine, "update", counting)
 
 
 def assert_same(a, b, where="checkpoint") -> None:
@@ -114,7 +114,10 @@ def test_more_epochs_for_a_finished_run_are_bit_identical(call, tmp_path, capsys
 def test_interrupted_during_its_evaluation(toy_raf, tmp_path, monkeypatch):
     train_raf(toy_raf, tmp_path / "whole", "--epochs", "2")
     with monkeypatch.context() as patch, pytest.raises(SystemExit), exit_on_user_error():
-        patch.setattr(LossMonitor, "finish", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        evaluate = engine.evaluate
+        patch.setattr(
+            engine, "evaluate", lambda *a: os.kill(os.getpid(), signal.SIGTERM) or evaluate(*a)
+        )
         train_raf(toy_raf, tmp_path / "run", "--epochs", "2")
     saved = checkpoint.load(tmp_path / "run" / "last.pth")
     assert (saved["iter"], saved["progress"]["steps"]) == (0, 3)

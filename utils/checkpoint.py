@@ -6,10 +6,9 @@ network was trained on.
 """
 
 import os
-import pickle
 import re
 import shutil
-import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +55,14 @@ for _function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct):
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically: `path` holds either the old file or the whole new one."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # PyTorch's own, raised while handling the system's
+            raise error.__context__ or error from None
+
+    write_atomically(path, write)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -69,7 +75,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     try:
         with writing(path):
             with open(temporary, "wb") as file:
-                _write_through(write, file)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -78,27 +84,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
 
 
-def _write_through(write: Callable[[IO[bytes]], Any], file: IO[bytes]) -> None:
-    """Call `write`; torch.save buries the system's error under a RuntimeError of its own."""
-    try:
-        write(file)
-    except RuntimeError as error:
-        cause = error.__context__
-        raise cause if isinstance(cause, OSError) else error from None
-
-
 def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` in one step; a copy where links do not exist."""
     temporary = target.with_name(f".{target.name}.tmp")
     with writing(target):
-        if target.exists() and target.samefile(source):
-            return  # renaming a file onto itself would keep the temporary name
-        temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
         os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # still there if both were the same file already
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -111,46 +106,30 @@ def load(path: str | os.PathLike) -> dict[Any, Any]:
     Raises:
         UserError: there is no such file, or it is not a checkpoint, or it is damaged.
     """
-    path = existing_checkpoint(path)
+    path, start = existing_checkpoint(path), b""
     try:
-        is_zip = zipfile.is_zipfile(path)
-        _refuse_other_kinds(path, is_zip)
-        with torch.serialization.safe_globals(NUMPY_DATA):
+        with open(path, "rb") as file:
+            start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        with torch.serialization.safe_globals(NUMPY_DATA), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript files, which are refused
             # Mapped into memory, an optimizer's state costs nothing where it is not used.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
+            mmap = zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # PyTorch raises all kinds on files that are cut off
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{path}: holds a Python object ({refused[1]}), which could run code; get a copy "
-                "that holds weights only"
-            ) from None
-        raise UserError(f"{path}: not a checkpoint, or damaged; get another copy") from None
-    except PermissionError:
-        raise UserError(f"{path}: may not be read; check its permissions") from None
-    # What PyTorch raises on files that are cut off.
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error) as error:
-        reason = str(error).splitlines()[0].split(". ")[0][:120] if str(error) else "it is cut off"
-        raise UserError(f"{path}: not a checkpoint, or damaged ({reason})") from None
+            reason = f"holds a Python object ({refused[1]}), which could run code; get another copy"
+        elif start.startswith((b"<!doctype", b"<html")):
+            reason = "is a web page; open its address in a browser and download again"
+        elif start.startswith(b"version https://git-lfs"):
+            reason = "only points to a file in git-lfs; run git lfs pull"
+        else:
+            first = (str(error) or "it is cut off").splitlines()[0].split(". ")[0][:120]
+            reason = f"not a checkpoint, or damaged ({first})"
+        raise UserError(f"{path}: {reason}") from None
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise UserError(f"{path}: holds a {kind}, not a dict of weights; check the path")
     return dict(content)
-
-
-def _refuse_other_kinds(path: Path, is_zip: bool) -> None:
-    """Recognise a TorchScript file, and what a failed download leaves in place of a checkpoint."""
-    if is_zip:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any(name.endswith("/constants.pkl") for name in names):
-            raise UserError(f"{path}: is a TorchScript file; give the checkpoint it was made from")
-        return
-    with open(path, "rb") as file:
-        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype", b"<html")):
-        raise UserError(f"{path}: is a web page; open its address in a browser and download again")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: only points to a file in git-lfs; run git lfs pull")
 
 
 def load_pretrained(model: nn.Module, name: str) -> None:
@@ -206,10 +185,8 @@ def _load_fitting(model: nn.Module, state: Mapping[str, Tensor], name: str) -> N
 
 
 def _reason(error: RuntimeError) -> str:
-    """The gist of load_state_dict's message on one line."""
-    lines = str(error).splitlines()
-    reason = " ".join("; ".join(line.strip() for line in (lines[1:] or lines)).split())
-    return reason if len(reason) <= 300 else f"{reason[:300]}..."
+    """load_state_dict's message on one line, without its heading."""
+    return " ".join(" ".join(str(error).splitlines()[1:]).split())[:300]
 
 
 # ---- trained networks ----------------------------------------------------------------------------
@@ -297,15 +274,13 @@ def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> Trai
     """
     path, content = Path(path), load(path)
     state = _find_weights(path, content)
-    num_class = len(state["fc.weight"])
     config = content.get("config", {})
     if "class_names" in content:
         class_names, own_dataset = tuple(content["class_names"]), content["dataset"]
-        if len(class_names) != num_class:
-            raise UserError(f"{path}: names {len(class_names)} classes, but has {num_class}")
         if dataset not in (None, own_dataset):
             raise UserError(f"{path}: trained on {own_dataset}, but --dataset {dataset} was given")
     else:
+        num_class = len(state["fc.weight"])
         own_dataset = _released_dataset(path, num_class, dataset)
         class_names = RELEASED_CLASSES[own_dataset, num_class]
         config = {**RELEASED_DATA[own_dataset], "num_class": num_class, **config}

@@ -4,16 +4,15 @@ import argparse
 import difflib
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from utils.errors import UserError
 
 MSCELEB = "models/resnet18_msceleb.pth"
-IMAGE_SIZES = range(32, 4097)  # ResNet-18 halves an image five times
 # Flags that belong to one call of a script; a checkpoint does not keep them.
 PER_CALL = ("evaluate", "checkpoint", "dataset", "tsne", "resume", "overwrite")
 # Flags that a resumed run may be given anew, besides those of paths: they do not change its
@@ -21,11 +20,9 @@ PER_CALL = ("evaluate", "checkpoint", "dataset", "tsne", "resume", "overwrite")
 MAY_CHANGE = ("epochs", "workers", "device", "output_dir", "compile", "deterministic", "figures")
 # Arguments of the network, besides the number of classes.
 NETWORK_FLAGS = ("num_head",)
-OPTIMIZERS = ("sgd", "adam")
 # Files that mark a folder as that of a run.
 RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
 REPOSITORY = Path(__file__).resolve().parents[1]
-_NOT_GIVEN = object()
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,22 +30,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, usage: str = "%(prog)s [flags]", **kwargs):
         super().__init__(usage=usage, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
-        self._words: list[str] = []  # of the command line being parsed
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
-        self._words = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(self._words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        flags = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
-        given = [word[2:].split("=")[0] for word in self._words if word.startswith("--")]
-        unknown = next((flag for flag in given if flag and flag not in flags), "")
-        if unknown and message.startswith("the following arguments are required"):
-            # A required flag that is missing has often been mistyped.
-            message = f"unrecognized arguments: --{unknown}"
         if message.startswith("unrecognized arguments"):
-            similar = difflib.get_close_matches(unknown, flags, 1)
-            message += "".join(f" (did you mean --{flag}?)" for flag in similar)
+            words = (word.split("=")[0] for word in message.split() if word.startswith("--"))
+            similar = difflib.get_close_matches(next(words, ""), self._option_string_actions, 1)
+            message += "".join(f" (did you mean {flag}?)" for flag in similar)
         self.exit(2, f"error: {message}; see --help\n")
 
 
@@ -63,6 +50,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 class RecipeParser(Parser):
     """The flags that all recipes share, with one recipe's defaults.
+
+    A recipe adds flags that choose its data to the group `data`. Evaluation and heat maps take
+    their values from the checkpoint.
 
     Args:
         description: of the script.
@@ -85,53 +75,24 @@ class RecipeParser(Parser):
         super().__init__(description=description)
         self.name = name
         self.toy = toy or {}
-        # A recipe adds flags that choose its data here. Evaluation and heat maps take their values
-        # from the checkpoint.
         self.data = self.add_argument_group("data")
-        self.set_defaults(toy=False)
-        self.data.add_argument(
-            "--val_fraction",
-            type=fraction,
-            default=0.0,
-            metavar="X",
-            help="choose the best epoch on this part of the training images, drawn by class and "
-            "--seed, and look at the test images once, at the end",
-        )
-        if toy:
-            presets = " ".join(f"--{flag} {value}" for flag, value in toy.items())
-            self.epilog = f"--toy presets, where not given:\n  {presets}"
-            self.data.add_argument(
-                "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
-            )
 
-        group = self.add_argument_group("recipe")
-        add = partial(group.add_argument, metavar="N")
+        add = self.add_argument_group("recipe").add_argument
         add("--batch_size", type=whole_number(2), default=batch_size, help="images per step")
-        add("--lr", type=positive, default=lr, metavar="X", help="initial learning rate")
+        add("--lr", type=positive, default=lr, help="initial learning rate")
         add("--epochs", type=whole_number(1), default=epochs, help="passes over the data")
-        group.add_argument(
-            "--optimizer", choices=OPTIMIZERS, default=optimizer, help="as the recipe sets it up"
-        )
-        group.add_argument(
+        optimizers = ("sgd", "adam")
+        add("--optimizer", choices=optimizers, default=optimizer, help="as the recipe sets it up")
+        add(
             "--schedule",
             choices=("recipe", "cosine"),
             default="recipe",
             help="of the learning rate; cosine falls to 0 step by step until the last epoch ends",
         )
-        add(
-            "--warmup_epochs",
-            type=not_negative,
-            default=0.0,
-            metavar="X",
-            help="raise the learning rate linearly, step by step, over the first X epochs",
-        )
-        add(
-            "--clip_grad",
-            type=not_negative,
-            default=0.0,
-            metavar="X",
-            help="limit the norm of the gradient of all parameters; 0 for no limit",
-        )
+        warmup = "raise the learning rate linearly, step by step, over so many epochs"
+        add("--warmup_epochs", type=not_negative, default=0.0, help=warmup)
+        clip = "limit the norm of the gradient of all parameters; 0 for no limit"
+        add("--clip_grad", type=not_negative, default=0.0, help=clip)
         add(
             "--num_head",
             type=whole_number(0),
@@ -139,12 +100,8 @@ class RecipeParser(Parser):
             help="attention heads; 0 is the plain ResNet-18, with cross-entropy unless "
             "--affinity_weight is given",
         )
-        add(
-            "--image_size",
-            type=whole_number(IMAGE_SIZES[0], IMAGE_SIZES[-1]),
-            default=224,
-            help="side of the network's input in pixels",
-        )
+        side = whole_number(32, 4096)  # ResNet-18 halves an image five times
+        add("--image_size", type=side, default=224, help="side of the network's input in pixels")
         add(
             "--pretrained",
             metavar="FILE",
@@ -152,49 +109,49 @@ class RecipeParser(Parser):
             help="initial weights: a file of the backbone's or of a run, or imagenet (downloads "
             "torchvision's), or none",
         )
-        add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="random seed")
-
-        group = self.add_argument_group("losses")
-        add = partial(group.add_argument, type=not_negative, metavar="X", default=1.0)
-        add("--affinity_weight", help="weight of the affinity loss")
-        add("--partition_weight", help="weight of the partition loss")
-        group.add_argument(
-            "--num_center",
-            type=whole_number(1),
-            metavar="N",
-            help="centres of the affinity loss (default: one per class); 8 reproduces the released "
-            "RAF-DB run",
+        add(
+            "--val_fraction",
+            type=fraction,
+            default=0.0,
+            help="choose the best epoch on this part of the training images, drawn by class and "
+            "--seed, and look at the test images once, at the end",
         )
+        add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="random seed")
+        self.set_defaults(toy=False)
+        if toy:
+            presets = " ".join(f"--{flag} {value}" for flag, value in toy.items())
+            self.epilog = f"--toy presets, where not given:\n  {presets}"
+            add("--toy", action="store_true", help="draw toy faces and train on them")
+
+        add = self.add_argument_group("losses").add_argument
+        add("--affinity_weight", type=not_negative, default=1.0, help="of the affinity loss")
+        add("--partition_weight", type=not_negative, default=1.0, help="of the partition loss")
+        centers = (
+            "centres of the affinity loss, one per class unless given; 8 as released for RAF-DB"
+        )
+        add("--num_center", type=whole_number(1), help=centers)
 
         group = self.add_argument_group("machine")
         add_device_flag(group)
-        group.add_argument(
+        add = group.add_argument
+        add(
             "--precision",
             choices=("auto", "fp32", "bf16"),
             default="auto",
-            help="auto is bf16 where the hardware supports it natively, else fp32; --evaluate "
-            "presets fp32",
+            help="auto is bf16 where the hardware has it, else fp32; fp32 with --evaluate",
         )
-        group.add_argument(
-            "--workers",
-            type=whole_number(0),
-            default=default_workers(),
-            metavar="N",
-            help="data-loading workers per process",
-        )
-        group.add_argument("--compile", action="store_true", help="torch.compile the network")
-        group.add_argument(
-            "--deterministic", action="store_true", help="bit-identical runs on a GPU too; slower"
-        )
+        workers = "data-loading workers per process"
+        add("--workers", type=whole_number(0), default=default_workers(), help=workers)
+        add("--compile", action="store_true", help="torch.compile the network")
+        add("--deterministic", action="store_true", help="bit-identical on a GPU too; slower")
 
-        self.files = group = self.add_argument_group("files")
-        group.add_argument(
+        add = self.add_argument_group("files").add_argument
+        add(
             "--output_dir",
             metavar="DIR",
-            help="folder of the run (default: models/ and the recipe's name; with --evaluate, a "
-            "folder beside the checkpoint)",
+            help="of the run (default: models/ and the recipe's name)",
         )
-        group.add_argument(
+        add(
             "--resume",
             nargs="?",
             const=True,
@@ -202,23 +159,16 @@ class RecipeParser(Parser):
             help="continue the run of FILE, a last.pth, with its flags; without FILE, continue the "
             "run in --output_dir, or start one if there is none",
         )
-        group.add_argument(
-            "--overwrite", action="store_true", help="replace a run that --output_dir holds"
-        )
+        add("--overwrite", action="store_true", help="replace a run that --output_dir holds")
+        formats = ("png", "pdf", "svg")
+        add("--figures", choices=formats, default="png", help="format of figures")
 
         group = self.add_argument_group("evaluation, instead of training")
-        group.add_argument("--evaluate", action="store_true", help="evaluate --checkpoint")
-        group.add_argument("--checkpoint", metavar="FILE", help="a best.pth, or a released file")
         add_dataset_flag(group)
-        group.add_argument("--tsne", action="store_true", help="plot a t-SNE of the features")
-        self.files.add_argument(
-            "--figures", choices=("png", "pdf", "svg"), default="png", help="format of figures"
-        )
-        self.shared = {action.dest for action in self._actions} - {"help"}  # by all recipes
-
-    def run_folder(self, args: argparse.Namespace) -> Path:
-        name = self.name if isinstance(self.name, str) else self.name(args)
-        return Path("models") / f"{'toy-' if args.toy else ''}{name}"
+        add = group.add_argument
+        add("--evaluate", action="store_true", help="evaluate --checkpoint")
+        add("--checkpoint", metavar="FILE", help="a best.pth, or a released file")
+        add("--tsne", action="store_true", help="plot a t-SNE of the features")
 
 
 def default_workers() -> int:
@@ -228,9 +178,7 @@ def default_workers() -> int:
 
 
 def add_device_flag(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N"
-    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def add_dataset_flag(parser: argparse._ActionsContainer) -> None:
@@ -263,25 +211,24 @@ def parse(parser: RecipeParser, argv: Sequence[str] | None):
             would be overwritten.
     """
     defaults = vars(parser.parse_args([]))
-    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, _NOT_GIVEN))))
-    given = {name: value for name, value in given.items() if value is not _NOT_GIVEN}
-    _check_combinations(parser, given)
+    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))
+    given = {name: value for name, value in given.items() if value is not None}
+    if ("evaluate" in given) != ("checkpoint" in given):
+        parser.error("--evaluate and --checkpoint FILE go together")
+    if "tsne" in given and "evaluate" not in given:
+        parser.error("--tsne goes together with --evaluate")
+    for other in ("evaluate", "overwrite"):
+        if "resume" in given and other in given:
+            parser.error(f"--resume and --{other} exclude each other; leave one out")
     presets = parser.toy if given.get("toy") else {}
     if "evaluate" in given:
         presets = {**presets, "precision": "fp32"}
     if given.get("num_head") == 0:  # the baseline is trained with cross-entropy
         presets = {**presets, "affinity_weight": 0.0}
     args = argparse.Namespace(**{**defaults, **presets, **given})
-    own = vars(args).keys() - parser.shared
-    for name in own:
-        if not is_plain(getattr(args, name)):
-            raise TypeError(
-                f"--{name} {getattr(args, name)!r}: checkpoints keep numbers, text and lists of "
-                "them; convert it where it is used"
-            )
     saved = None
     if args.evaluate:
-        saved = _evaluated(args, given, own)
+        saved = _evaluated(args, given, [action.dest for action in parser.data._group_actions])
     elif path := _run_to_continue(parser, args):
         saved = _resumed(args, given, path)
     for name in vars(args).keys() - given.keys():
@@ -298,7 +245,11 @@ def locate(path: str | None) -> str | None:
 
 
 def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable[str]):
-    """Read --checkpoint; take the flags that choose the data, and those of the network, from it."""
+    """Read --checkpoint; take the flags that choose the data, and those of the network, from it.
+
+    Args:
+        own: names of the recipe's own flags, which choose its data.
+    """
     from utils import checkpoint  # not above: importing PyTorch takes seconds
 
     trained = checkpoint.read_trained(args.checkpoint, dataset=args.dataset)
@@ -314,22 +265,21 @@ def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable
         elif name in network and given[name] != value:
             raise UserError(f"{trained.path}: has --{name} {value}, not {given[name]}")
     # Evaluations on other data than the training's have folders of their own.
-    other = [name for name in sorted(own) if given.get(name, data.get(name)) != data.get(name)]
-    parts = [f"{trained.path.stem}-evaluation", *(_file_name(n, given[n]) for n in other)]
-    args.output_dir = args.output_dir or str(trained.path.with_name("-".join(parts)))
+    folder = f"{trained.path.stem}-evaluation"
+    for name in sorted(own):
+        if (value := given.get(name, data.get(name))) != data.get(name):
+            of_path = name.endswith("_path")
+            parts = Path(value).resolve().parts[-2:] if of_path else (name, _text(value))
+            folder += "-" + "-".join(parts)
+    args.output_dir = args.output_dir or str(trained.path.with_name(folder))
     return trained
-
-
-def _file_name(flag: str, value: Any) -> str:
-    """A flag that chooses the data, as a part of a file name."""
-    if flag.endswith("_path"):
-        return "-".join(Path(value).resolve().parts[-2:])
-    return f"{flag}-{_text(value)}".replace(os.sep, "-")
 
 
 def _run_to_continue(parser: RecipeParser, args: argparse.Namespace) -> Path | None:
     """Resolve `output_dir`, and find the checkpoint that --resume is about."""
-    folder, path = Path(args.output_dir or parser.run_folder(args)), None
+    name = parser.name if isinstance(parser.name, str) else parser.name(args)
+    folder = Path(args.output_dir or f"models/{'toy-' if args.toy else ''}{name}")
+    path = None
     if isinstance(args.resume, str):
         path = Path(args.resume)
         path = existing_checkpoint(path / "last.pth" if path.is_dir() else path)
@@ -356,8 +306,7 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
 
     content = checkpoint.load(path)
     saved = content.get("config", {})
-    is_run = saved.keys() >= {"batch_size", "epochs", "lr"} and "optimizer_state_dict" in content
-    if not is_run:
+    if "epochs" not in saved or "optimizer_state_dict" not in content:
         raise UserError(f"{path}: not a run's checkpoint, from which it could continue")
     _check_script(args, saved, path)
     if any(name.endswith("_path") for name in given):
@@ -365,12 +314,13 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
     differing = []
     for name in sorted(vars(args).keys() - {*PER_CALL}):
         own = saved.get(name, "none")  # of a flag that is newer than the run
-        if name not in given or (name, given[name]) == ("precision", "auto"):
+        may_change = name in MAY_CHANGE or name.endswith("_path")
+        if name == "epochs":  # may only grow, and not where a cosine schedule ends with the last
+            may_change = args.epochs > own and saved.get("schedule") != "cosine"
+        if name not in given:
             if name in saved and name not in ("device", "output_dir"):
                 setattr(args, name, own)
-        elif name == "epochs" and given[name] != own and not may_grow(saved, given[name]):
-            differing.append(f"--{name} {given[name]} (it has {own})")
-        elif name not in MAY_CHANGE and not name.endswith("_path") and given[name] != own:
+        elif not may_change and given[name] != own:
             differing.append(f"--{name} {_text(given[name])} (it has {_text(own)})")
     if differing:
         raise UserError(
@@ -380,27 +330,12 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
     return Saved(path, content)
 
 
-def may_grow(saved: Mapping[str, Any], epochs: int) -> bool:
-    """Whether a run can continue to more epochs: a cosine schedule ends with the last one."""
-    return epochs > saved["epochs"] and saved.get("schedule") != "cosine"
-
-
 def _check_script(args: argparse.Namespace, config: Mapping[str, Any], path: Path) -> None:
     for name, value in config.items():
         if name.endswith("_path") and not hasattr(args, name):
             raise UserError(
                 f"{path}: trained on --{name} {value}; use the script that has this flag"
             )
-
-
-def _check_combinations(parser: Parser, given: Mapping[str, Any]) -> None:
-    if ("evaluate" in given) != ("checkpoint" in given):
-        parser.error("--evaluate and --checkpoint FILE go together")
-    if "tsne" in given and "evaluate" not in given:
-        parser.error("--tsne goes together with --evaluate")
-    for other in ("evaluate", "overwrite"):
-        if "resume" in given and other in given:
-            parser.error(f"--resume and --{other} exclude each other; leave one out")
 
 
 def _text(value: Any) -> str:
@@ -429,56 +364,39 @@ def existing_checkpoint(path: str | os.PathLike) -> Path:
     """
     if "://" in str(path):
         raise UserError(f"{path}: is an address; download the file and give its path")
-    path = Path(path)
     if os.path.isdir(path):
         raise UserError(f"{path}: is a folder; give a file, such as the best.pth of a run")
-    if os.path.isfile(path):
-        return path
-    last = path.with_name("last.pth")
-    if path.name == "best.pth" and os.path.isfile(last):
-        raise UserError(
-            f"{path}: not written yet, the run was interrupted in its first epoch; use {last}, "
-            f"or continue the run with --resume {shlex.quote(str(last))}"
-        )
-    raise UserError(f"{path}: no such checkpoint; check the path")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such checkpoint; check the path")
+    return Path(path)
 
 
 # ---- types of flags ------------------------------------------------------------------------------
 
 
-def whole_number(low: int, high: float = float("inf")) -> Callable[[str], int]:
-    """An argparse type: an integer from low to high."""
-    return partial(_number, kind=int, low=low, high=high)
-
-
-def positive(text: str) -> float:
-    value = _number(text, float, 0)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    return _number(text, float, 0, 0.9)
-
-
-def not_negative(text: str) -> float:
-    return _number(text, float, 0)
-
-
-def _number(text: str, kind: type, low: float, high: float = float("inf")):
+def _number(text: str, kind: type, low: float, high: float = inf):
     try:
         value = kind(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-    if not low <= value <= high or value == float("inf"):
-        bound = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+    if not low <= value <= high or value == inf:
+        bound = f"at least {low}" if high == inf else f"from {low} to {high}"
         raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
     return value
 
 
-def is_plain(value: object) -> bool:
-    """Whether a flag's value can be kept in checkpoints and config.json as it is."""
-    values = value if isinstance(value, list) else [value]
-    return all(isinstance(value, int | float | str | None) for value in values)
+def whole_number(low: int, high: float = inf) -> Callable[[str], int]:
+    """An argparse type: an integer from low to high."""
+    return partial(_number, kind=int, low=low, high=high)
+
+
+not_negative = partial(_number, kind=float, low=0)
+fraction = partial(_number, kind=float, low=0, high=0.9)
+
+
+def positive(text: str) -> float:
+    value = not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value

@@ -34,8 +34,7 @@ class World:
     local_size: int = 1  # processes on this machine
 
     @property
-    def is_main(self) -> bool:
-        """Whether this process prints and writes files."""
+    def is_main(self) -> bool:  # the process that prints and writes files
         return self.rank == 0
 
     @property
@@ -47,7 +46,7 @@ class World:
             print(text, flush=True)
 
     def progress(self, iterable: Iterable | None = None, **kwargs) -> tqdm:
-        """A progress bar that only the main process shows."""
+        """Show a progress bar in the main process."""
         return progress(iterable, shown=self.is_main, **kwargs)
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -126,7 +125,7 @@ def init(args: argparse.Namespace) -> World:
         UserError: the device does not exist, or the processes would share one.
     """
     device = resolve_device(args.device)
-    rank, size, local_size = _join(args.device)
+    rank, size, local_size = _join(device.type)
     if device.type == "cuda" and size > 1:
         device = torch.device("cuda", torch.cuda.current_device())
     autocast = resolve_precision(args.precision, device)
@@ -142,15 +141,12 @@ def init(args: argparse.Namespace) -> World:
 
 
 def _join(device: str) -> tuple[int, int, int]:
-    """Set up the process group; this process's rank, and the sizes of World."""
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1 or "RANK" not in os.environ:
+    """Set up the process group on cpu or cuda; this process's rank, and the sizes of World."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1, 1
-    rank = int(os.environ["RANK"])
-    local_rank, local_size = (int(os.environ[f"LOCAL_{key}"]) for key in ("RANK", "WORLD_SIZE"))
-    if device.startswith("cuda:"):
-        raise UserError(f"--device {device}: {size} processes cannot share it; leave it out")
-    if device == "cpu" or not torch.cuda.is_available():
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    if device == "cpu":
         dist.init_process_group("gloo")
         return rank, size, local_size
     gpus = torch.cuda.device_count()
@@ -167,7 +163,8 @@ def _join(device: str) -> tuple[int, int, int]:
 
 class _SumOverProcesses(torch.autograd.Function):
     """The sum over all processes. What is computed from it is the same everywhere, and so is its
-    gradient: summing that over the processes too means multiplying it by their number."""
+    gradient: summing that over the processes too means multiplying it by their number. (PyTorch's
+    own torch.distributed.nn.all_reduce is deprecated.)"""
 
     @staticmethod
     def forward(ctx, value: Tensor, size: int) -> Tensor:

@@ -17,8 +17,8 @@ def progress(iterable: Iterable | None = None, *, shown: bool = True, **kwargs) 
         shown: False for processes that should stay silent.
         kwargs: tqdm's, such as desc, total and unit.
     """
-    if not shown or sys.stderr is None or sys.stderr.isatty():
-        return tqdm(iterable, leave=False, disable=not shown or sys.stderr is None, **kwargs)
+    if not shown or sys.stderr.isatty():
+        return tqdm(iterable, leave=False, disable=not shown, **kwargs)
     return tqdm(
         iterable,
         leave=False,

@@ -1,15 +1,13 @@
 """The training loop and the evaluation loop."""
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from utils.data.datasets import FaceData
 from utils.data.loader import FaceLoader, Order
@@ -20,7 +18,7 @@ from utils.training.metrics import Metrics, classification_metrics
 from utils.training.run import LOSS_TERMS, Run
 from utils.training.signals import Interruptions
 
-CHECK_LOSS_EVERY = 16  # steps
+CHECK_LOSS_EVERY = 50  # steps; reading it waits for the device
 
 
 def fit(run: Run, data: FaceData, augment: Augmentation, *, order: Order) -> None:
@@ -37,26 +35,27 @@ def fit(run: Run, data: FaceData, augment: Augmentation, *, order: Order) -> Non
         Interrupted: by a signal; everything is saved.
     """
     args, world = run.args, run.world
-    options = {
-        "batch_size": args.batch_size,
-        "image_size": args.image_size,
-        "workers": args.workers,
-        "world": world,
-    }
+    make_loader = partial(
+        FaceLoader,
+        batch_size=args.batch_size,
+        image_size=args.image_size,
+        workers=args.workers,
+        world=world,
+    )
     if len(run.history) < args.epochs:
+        train_loader = make_loader(data.train, order=order, seed=args.seed, min_images=2)
+        val_loader = make_loader(data.val)
+        run.open_folder()  # only now, since a broken image may have stopped the run
         try:
-            _train(run, data, augment, order, options)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"out of GPU memory with --batch_size {args.batch_size} at {args.image_size} "
-                f"pixels in {world.precision}; try --batch_size {max(2, args.batch_size // 2)}"
-                f"{'' if world.autocast else ', --precision bf16'} or more GPUs (torchrun)"
-            ) from None
+            _train(run, train_loader, val_loader, augment)
+        finally:
+            train_loader.close()
+            val_loader.close()
     else:
         run.open_folder()
         world.print_once(f"this run has completed its {args.epochs} epochs; give --epochs for more")
     if data.test is not None and run.best_confusion is not None:
-        loader = FaceLoader(data.test, **options)
+        loader = make_loader(data.test)
         for name in ("best", "last"):
             run.load_epoch(name)
             run.add_test(name, evaluate(run.model, loader, args.image_size))
@@ -66,26 +65,26 @@ def fit(run: Run, data: FaceData, augment: Augmentation, *, order: Order) -> Non
 
 
 def _train(
-    run: Run, data: FaceData, augment: Augmentation, order: Order, options: dict[str, Any]
+    run: Run, train_loader: FaceLoader, val_loader: FaceLoader, augment: Augmentation
 ) -> None:
-    args, world = run.args, run.world
-    train_loader = FaceLoader(data.train, **options, order=order, seed=args.seed, min_images=2)
-    val_loader = FaceLoader(data.val, **options)
-    run.open_folder()  # only now, since a broken image may have stopped the run
+    args = run.args
     try:
-        with Interruptions(world) as signals:
+        with Interruptions(run.world) as signals:
             while len(run.history) < args.epochs:
                 row = train_one_epoch(run, train_loader, augment, signals.check)
-                world.broadcast_buffers(run.model)
+                run.world.broadcast_buffers(run.model)
                 evaluation = evaluate(
                     run.model, val_loader, args.image_size, run.criterion, signals.check
                 )
                 run.end_epoch(row, evaluation)
     except Interrupted as interruption:
         run.save_interrupted(len(train_loader), interruption.signal_number)
-    finally:
-        train_loader.close()
-        val_loader.close()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"out of GPU memory with --batch_size {args.batch_size} at {args.image_size} pixels in "
+            f"{run.world.precision}; try --batch_size {max(2, args.batch_size // 2)}, --precision "
+            "bf16 or more GPUs (torchrun)"
+        ) from None
 
 
 def train_one_epoch(
@@ -111,9 +110,8 @@ def train_one_epoch(
     size, seed = run.args.image_size, run.args.seed
     epoch = len(run.history) + 1
     run.model.train()
-    monitor = LossMonitor(len(loader), epoch, world.device)
+    totals = torch.zeros(len(loader), device=world.device)  # of this pass
     first, before, started = progress.steps, progress.seconds, time.perf_counter()
-    forecast = Forecast(len(loader), run)
     batches = loader.epoch(epoch, first)
     bar = world.progress(batches, desc=f"epoch {epoch}", total=len(loader), initial=first)
     for step, (images, labels, share, count) in enumerate(bar, start=first):
@@ -129,14 +127,16 @@ def train_one_epoch(
         progress.images += len(labels)
         progress.steps = step + 1
         progress.seconds = before + time.perf_counter() - started
-        monitor.add(step, losses.total.detach())
-        bar.set_postfix_str(f"{forecast.after(step + 1)}{monitor.shown}", refresh=False)
+        totals[step] = losses.total.detach()
+        if progress.steps % CHECK_LOSS_EVERY == 0:
+            check_losses(totals, epoch)
+            bar.set_postfix(loss=f"{totals[step].item():.3f}", refresh=False)
         try:
             check()
         except Interrupted:
-            monitor.finish()  # do not save a network that has diverged
+            check_losses(totals, epoch)  # do not save a network that has diverged
             raise
-    monitor.finish()
+    check_losses(totals, epoch)
     images = world.sum(torch.tensor(progress.images)).item()
     means = (world.sum(progress.sums) / images).tolist()
     seconds = before + time.perf_counter() - started
@@ -186,74 +186,15 @@ def rate_factor(run: Run, step: int, steps: int) -> float:
     return factor
 
 
-class Forecast:
-    """Estimate when a run will be over, from the steps of an epoch so far."""
-
-    def __init__(self, steps: int, run: Run):
-        self.steps = steps
-        self.run = run
-        self.begun = None  # (step, time) after the first step here, which takes longer than others
-
-    def after(self, step: int) -> str:
-        """The time that is left; printed once to a log, which has no bar."""
-        run, now = self.run, time.perf_counter()
-        if self.begun is None:
-            self.begun = step, now
-            return ""
-        first, since = self.begun
-        left = (run.args.epochs - len(run.history)) * self.steps - step
-        text = tqdm.format_interval((now - since) / (step - first) * left)
-        if not run.forecast_printed:
-            run.forecast_printed = True
-            if run.world.is_main and not sys.stderr.isatty():
-                print(f"about {text} for the {left} steps to come", file=sys.stderr, flush=True)
-        return f"all done in {text}"
-
-
-class LossMonitor:
-    """Stop an epoch whose loss is no longer finite, without waiting for the device.
-
-    Each step's loss is stored on the device. Now and then these are copied to the host without
-    waiting, and are read at the next such step, when they have long arrived.
-    """
-
-    def __init__(self, steps: int, epoch: int, device: torch.device):
-        self.epoch = epoch
-        self.losses = torch.zeros(steps, device=device)
-        self.shown = ""  # a recent loss, for the progress bar
-        self._arriving = None  # (losses on the host, event)
-
-    def add(self, step: int, loss: Tensor) -> None:
-        """Store the loss of a step, a scalar."""
-        self.losses[step] = loss
-        if (step + 1) % CHECK_LOSS_EVERY:
-            return
-        if self._arriving is not None:
-            losses, event = self._arriving
-            if event is not None and not event.query():
-                return
-            self._check(losses)
-            self.shown = f", loss {losses[-1].item():.3f}"
-        recent, event = self.losses[: step + 1], None
-        if recent.is_cuda:
-            host = torch.empty_like(recent, device="cpu", pin_memory=True)
-            recent = host.copy_(recent, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._arriving = recent, event
-
-    def finish(self) -> None:
-        """Check all losses so far."""
-        self._check(self.losses.cpu())
-
-    def _check(self, losses: Tensor) -> None:
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            raise UserError(
-                f"the loss became {losses[bad[0]].item()} in epoch {self.epoch}, step "
-                f"{bad[0].item() + 1}; last.pth holds the epoch before, if there was one; "
-                "try a smaller --lr or --precision fp32"
-            )
+def check_losses(totals: Tensor, epoch: int) -> None:
+    """Stop an epoch in which a step's loss, one of `totals`, is not finite."""
+    bad = (~totals.isfinite()).nonzero()
+    if len(bad):
+        raise UserError(
+            f"the loss became {totals[bad[0]].item()} in epoch {epoch}, step {bad[0].item() + 1}; "
+            "last.pth holds the epoch before, if there was one; try a smaller --lr or --precision "
+            "fp32"
+        )
 
 
 @dataclass(frozen=True)

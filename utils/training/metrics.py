@@ -1,65 +1,37 @@
 """How well predictions match labels."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Fractions in [0, 1] from a confusion matrix. A class without images has no recall (NaN), one
-    that was never predicted has no precision.
+class Metrics(NamedTuple):
+    """Fractions in [0, 1]. A class without images has no recall and no F1 (NaN), one that was never
+    predicted has no precision; means are over the classes that have images."""
 
-    Args:
-        confusion: (C, C) counts, rows are labels, columns predictions.
-    """
-
-    confusion: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.confusion.trace() / self.confusion.sum())
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """Mean recall of the classes that have images."""
-        return float(np.nanmean(self.recall))
-
-    @property
-    def support(self) -> np.ndarray:
-        """(C,) images of each class."""
-        return self.confusion.sum(axis=1)
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean F1 of the classes that have images."""
-        return float(np.nanmean(self.f1))
-
-    @cached_property
-    def f1(self) -> np.ndarray:
-        """(C,); 0 for a class that has images and no hit."""
-        with np.errstate(invalid="ignore"):
-            f1 = 2 * self.confusion.diagonal() / (self.confusion.sum(axis=0) + self.support)
-        return np.where(self.support > 0, f1, np.nan)
-
-    @cached_property
-    def recall(self) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return self.confusion.diagonal() / self.support
-
-    @cached_property
-    def precision(self) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return self.confusion.diagonal() / self.confusion.sum(axis=0)
+    accuracy: float
+    balanced_accuracy: float  # mean recall
+    macro_f1: float
+    recall: np.ndarray  # (C,), as the next three
+    precision: np.ndarray
+    f1: np.ndarray
+    support: np.ndarray  # images
+    confusion: np.ndarray  # (C, C) counts, rows are labels, columns predictions
 
 
 def classification_metrics(
     labels: np.ndarray, predictions: np.ndarray, *, num_class: int
 ) -> Metrics:
     """labels, predictions: (N,) integers in [0, num_class), N >= 1."""
-    return Metrics(confusion_matrix(labels, predictions, labels=np.arange(num_class)))
+    classes = np.arange(num_class)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predictions, labels=classes, zero_division=np.nan
+    )
+    f1 = np.where(support > 0, f1, np.nan)
+    means = (float(np.nanmean(values)) for values in (labels == predictions, recall, f1))
+    confusion = confusion_matrix(labels, predictions, labels=classes)
+    return Metrics(*means, recall, precision, f1, support, confusion)
 
 
 def per_class_table(metrics: Metrics, class_names: tuple[str, ...]) -> str:

@@ -1,9 +1,7 @@
 """A training run: all that changes while training, and the folder that keeps it."""
 
 import argparse
-import csv
 import datetime
-import io
 import json
 import math
 import platform
@@ -11,19 +9,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import pandas as pd
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import checkpoint
-from utils.cli import PER_CALL, Saved
+from utils.cli import PER_CALL, RUN_FILES, Saved
 from utils.data.datasets import FaceData
 from utils.device import device_name
 from utils.distributed import World
@@ -34,6 +32,7 @@ if TYPE_CHECKING:  # the loop, which imports this module
     from utils.training.engine import Evaluation
 
 LOSS_TERMS = ("loss", "cross_entropy", "affinity", "partition")
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1")  # as in Metrics
 Row = dict[str, float]  # an epoch in metrics.csv
 
 
@@ -85,6 +84,8 @@ class Run:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.folder = Path(args.output_dir)
+        self.network_name = "DAN" if args.num_head else "ResNet-18"
+        self.num_parameters = sum(p.numel() for p in model.parameters())
         self.recipe = {
             "optimizer_settings": _describe(optimizer),
             "scheduler_settings": _describe(scheduler),
@@ -93,7 +94,6 @@ class Run:
         self.history: list[Row] = []
         self.best_confusion: np.ndarray | None = None  # (C, C), of the best epoch
         self.progress = self._new_progress()
-        self.forecast_printed = False
         self.forward: nn.Module = _NetworkAndLosses(model, criterion, args.compile, world.autocast)
         if world.size > 1:
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
@@ -111,8 +111,9 @@ class Run:
         return {**flags, "device": str(self.world.device), "precision": precision, **self.recipe}
 
     @property
-    def network_name(self) -> str:
-        return "DAN" if self.args.num_head else "ResNet-18"
+    def chosen_on(self) -> str:
+        """The split that the best epoch is chosen on: the test images where there are no others."""
+        return "val" if self.data.test is not None else "test"
 
     @property
     def best_row(self) -> Row:
@@ -124,16 +125,14 @@ class Run:
         return Progress(steps=0, sums=sums, images=0, seconds=0.0)
 
     def _describe_configuration(self) -> str:
-        parameters = sum(p.numel() for p in self.model.parameters())
         where = device_name(self.world.device)
         if self.world.size > 1:
             where = f"{self.world.size} processes, each on {where},"
-        flags = "  ".join(
-            f"{key}={value}" for key, value in self.config.items() if key not in self.recipe
-        )
+        flags = (f"{key}={value}" for key, value in self.config.items() if key not in self.recipe)
         return (
-            f"{self.network_name}, {parameters:,} parameters, {self.data.num_class} classes, "
-            f"on {where} in {self.world.precision}, torch {torch.__version__}\n{flags}"
+            f"{self.network_name}, {self.num_parameters:,} parameters, {self.data.num_class} "
+            f"classes, on {where} in {self.world.precision}, torch {torch.__version__}\n"
+            + "  ".join(flags)
         )
 
     # ---- state ----
@@ -178,27 +177,21 @@ class Run:
             theirs = content["config"].get(part, own)  # runs of earlier versions lack it
             changed = [key for key in own.keys() & theirs.keys() if own[key] != theirs[key]]
             if changed:
-                mine, run = (_settings(recipe, changed) for recipe in (own, theirs))
                 what = part.removesuffix("_settings")
                 raise UserError(
-                    f"{path}: the run's {what} is {run}, not {mine}; restore it, or start a new "
-                    "run with another --output_dir (a schedule may depend on --epochs)"
+                    f"{path}: the run's {what} is {_settings(theirs, changed)}, not "
+                    f"{_settings(own, changed)}; restore it, or start a new run with another "
+                    "--output_dir (a schedule may depend on --epochs)"
                 )
-        try:
-            for part in ("model", "criterion", "optimizer", "scheduler"):
-                getattr(self, part).load_state_dict(content[f"{part}_state_dict"])
-            torch.set_rng_state(content["rng_state"])
-            if self.world.device.type == "cuda" and content.get("cuda_rng_state") is not None:
-                torch.cuda.set_rng_state(content["cuda_rng_state"])
-            progress, self.history = content["progress"], list(content["metrics"])
-            confusion = content["best_confusion"]
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: does not fit this network and recipe ({reason})") from None
+        for part in ("model", "criterion", "optimizer", "scheduler"):
+            getattr(self, part).load_state_dict(content[f"{part}_state_dict"])
+        torch.set_rng_state(content["rng_state"])
+        if self.world.device.type == "cuda" and content["cuda_rng_state"] is not None:
+            torch.cuda.set_rng_state(content["cuda_rng_state"])
+        self.history, confusion = content["metrics"], content["best_confusion"]
         self.best_confusion = None if confusion is None else np.array(confusion)
-        self.progress = self._new_progress()
-        self.progress.steps = progress["steps"]
-        self.progress.seconds = progress["seconds"]
+        progress = content["progress"]
+        self.progress.steps, self.progress.seconds = progress["steps"], progress["seconds"]
         self.progress.row = progress["row"]
         if self.world.is_main:  # each process continues with its own sums, which add up
             self.progress.sums += self.progress.sums.new_tensor(progress["sums"])
@@ -224,7 +217,7 @@ class Run:
             for path in self.folder.glob(".*.tmp"):  # half written by a killed run
                 path.unlink()
             if state is None:
-                for name in ("last.pth", "best.pth", "metrics.csv"):
+                for name in RUN_FILES:
                     (self.folder / name).unlink(missing_ok=True)
             else:
                 self._take_over(state)
@@ -239,14 +232,14 @@ class Run:
                 "command": shlex.join(sys.argv),
                 "git_commit": _git_commit(),
                 "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "parameters": self.num_parameters,
                 "processes": self.world.size,
                 "device_name": device_name(self.world.device),
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "torchvision": torchvision.__version__,
             }
-            (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            self._write("config.json", json.dumps(config, indent=2) + "\n")
 
     def _take_over(self, state: dict[str, Any]) -> None:
         """Bring the folder to the state of the run that continues in it."""
@@ -254,26 +247,20 @@ class Run:
         elsewhere = self._continued_from.with_name("best.pth")
         if not last.exists() or not last.samefile(self._continued_from):
             checkpoint.save(last, state)
-            if elsewhere.exists() and not (best.exists() and best.samefile(elsewhere)):
+            if elsewhere.exists():
                 checkpoint.link(elsewhere, best)
         if self.history:
             if self.best_row is self.history[-1] and not self.progress.steps:
                 checkpoint.link(last, best)  # a run may be killed between the two
             self._write_metrics()
 
-    @property
-    def chosen_on(self) -> str:
-        """The split that the best epoch is chosen on: the test images where there are no others."""
-        return "val" if self.data.test is not None else "test"
-
     def end_epoch(self, row: Row, evaluation: "Evaluation") -> None:
         """Complete the epoch's row, log it, save last.pth and best.pth."""
         metrics = evaluation.metrics
         answers = not evaluation.probabilities.isnan().any()
         row["val_loss"] = evaluation.losses[0]
-        row["val_accuracy"] = metrics.accuracy if answers else math.nan
-        row["val_balanced_accuracy"] = metrics.balanced_accuracy if answers else math.nan
-        row["val_macro_f1"] = metrics.macro_f1 if answers else math.nan
+        for name in SCORES:
+            row[f"val_{name}"] = getattr(metrics, name) if answers else math.nan
         self.history.append(row)
         is_best = answers and self.best_row is row
         if is_best:
@@ -309,13 +296,9 @@ class Run:
 
     def _resume_command(self, path: Path) -> str:
         world = self.world
-        command = "python"
-        if world.size > 1:
-            command = f"torchrun --nproc_per_node={world.local_size}"
-            if world.size > world.local_size:
-                command += " ..."  # where the machines meet
+        start = f"torchrun --nproc_per_node={world.local_size}" if world.size > 1 else "python"
         device = [] if self.args.device == "auto" else ["--device", self.args.device]
-        return f"{command} {shlex.join([sys.argv[0], '--resume', str(path), *device])}"
+        return f"{start} {shlex.join([sys.argv[0], '--resume', str(path), *device])}"
 
     # ---- after the last epoch ----
 
@@ -332,14 +315,10 @@ class Run:
         self.test_metrics[name] = {
             "epoch": (self.best_row if name == "best" else self.history[-1])["epoch"],
             "images": len(evaluation.labels),
-            "accuracy": metrics.accuracy,
-            "balanced_accuracy": metrics.balanced_accuracy,
-            "macro_f1": metrics.macro_f1,
+            **{score: getattr(metrics, score) for score in SCORES},
         }
         if self.world.is_main:
-            text = json.dumps(self.test_metrics, indent=2) + "\n"
-            path = self.folder / "test_metrics.json"
-            checkpoint.write_atomically(path, lambda file: file.write(text.encode()))
+            self._write("test_metrics.json", json.dumps(self.test_metrics, indent=2) + "\n")
 
     def finish(self) -> None:
         """Plot the curves and the confusion matrix of the best epoch; print the accuracies, and
@@ -361,37 +340,32 @@ class Run:
         held_out = "test" if self.chosen_on == "test" else "validation"
         name = f"{self.network_name} on {title}"
         plots.plot_curves(self.history, curves, title=name, held_out=held_out)
-        plots.plot_confusion(
-            self.best_confusion,
-            self.data.class_names,
-            confusion,
-            title=f"{title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %",
-        )
+        chosen = f"{title}, epoch {best['epoch']}: {100 * best['val_accuracy']:.2f} %"
+        names = self.data.class_names
+        plots.plot_confusion(self.best_confusion, names, confusion, title=chosen)
         weights = shlex.quote(str(folder / "best.pth"))
         face = shlex.quote(str(self.data.val.path(0)))
-        lines = [
+        print(
             f"\n{title}: best accuracy {_percents(best)} at epoch {best['epoch']}, "
             f"last {_percents(last)}"
-        ]
+        )
         for name, row in self.test_metrics.items():
-            lines.append(f"test images, {name} epoch: {_percents(row, '')}")
-        self.world.print_once(
-            "\n".join(lines) + f"\nfiles in {folder}/: best.pth last.pth metrics.csv {curves.name} "
-            f"{confusion.name} config.json{' test_metrics.json' * bool(self.test_metrics)}\n"
+            print(f"test images, {name} epoch: {_percents(row, '')}")
+        print(
+            f"files in {folder}/: best.pth last.pth metrics.csv {curves.name} {confusion.name} "
+            f"config.json{' test_metrics.json' * bool(self.test_metrics)}\n"
             f"try next: python run_grad_cam.py --checkpoint {weights}\n"
             f"          python demo.py --checkpoint {weights} --whole_image --image {face}"
         )
 
     def _write_metrics(self) -> None:
         """Write metrics.csv; after last.pth, which contains the same rows."""
-        text = io.StringIO()
-        # Rows of earlier versions have fewer columns.
-        table = csv.DictWriter(text, list(self.history[-1]), restval="", lineterminator="\n")
-        table.writeheader()
-        for row in self.history:
-            table.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        content = text.getvalue().encode()
-        checkpoint.write_atomically(self.folder / "metrics.csv", lambda file: file.write(content))
+        table = pd.DataFrame(self.history)
+        columns = {"index": False, "float_format": "%.6g", "na_rep": "nan"}
+        self._write("metrics.csv", table.to_csv(lineterminator="\n", **columns))
+
+    def _write(self, name: str, text: str) -> None:
+        checkpoint.write_atomically(self.folder / name, lambda file: file.write(text.encode()))
 
 
 class _NetworkAndLosses(nn.Module):
@@ -432,17 +406,12 @@ def _percents(row: Row, prefix: str = "val_") -> str:
 
 def _git_commit() -> str | None:
     """The commit of this code, with "+" if files have been changed; None outside of git."""
-    folder = Path(__file__).parent
+    words = "describe --always --abbrev=40 --exclude=* --dirty=+".split()
+    command = ["git", "-C", Path(__file__).parent, *words]
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", folder, *words], capture_output=True, text=True, check=True
-            )
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + "+" * bool(changes.stdout)
 
 
 def _describe(part: torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler) -> dict:
@@ -455,6 +424,6 @@ def _describe(part: torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler
     return {"class": type(part).__name__, **json.loads(json.dumps(settings, default=str))}
 
 
-def _settings(recipe: dict[str, Any], changed: Sequence[str]) -> str:
+def _settings(recipe: dict[str, Any], changed: list[str]) -> str:
     values = ", ".join(f"{k}={recipe[k]}" for k in sorted(changed) if k != "class")
     return f"{recipe['class']}({values})"

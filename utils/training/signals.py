@@ -9,7 +9,7 @@ import torch.distributed as dist
 from utils.distributed import World
 from utils.errors import Interrupted
 
-# What a terminal (Ctrl-C) and cluster schedulers send; Windows has no SIGUSR1.
+# Ctrl-C, and what cluster schedulers send; Windows has no SIGUSR1.
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
@@ -25,15 +25,12 @@ class Interruptions:
     def __init__(self, world: World):
         self.world = world
         self.received = 0
-        self._pending = None  # (work, tensor): what any process had received at the last check
 
     def __enter__(self) -> "Interruptions":
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error, traceback) -> None:
-        if self._pending is not None and kind in (None, Interrupted):
-            self._pending[0].wait()  # after a failure the other processes may be gone
         for number, handler in self._before.items():
             signal.signal(number, handler)
         # The step may still have needed a batch from workers that the signal has ended.
@@ -42,19 +39,11 @@ class Interruptions:
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal has arrived. All processes call it after each step."""
-        received = self.received if self.world.size == 1 else self._received_by_any()
+        received = torch.tensor(self.received)
+        if self.world.size > 1:
+            dist.all_reduce(received, dist.ReduceOp.MAX)
         if received:
-            raise Interrupted(received)
-
-    def _received_by_any(self) -> int:
-        """As of the last call, so that no process waits for another one's step."""
-        before, received = self._pending, torch.tensor(self.received)
-        self._pending = dist.all_reduce(received, dist.ReduceOp.MAX, async_op=True), received
-        if before is None:
-            return 0
-        work, received = before
-        work.wait()
-        return received.item()
+            raise Interrupted(received.item())
 
     def _note(self, number: int, frame) -> None:
         if self.received:
