@@ -123,8 +123,8 @@ def train_one_epoch(
         update(run, step, len(loader))
         # Sums stay on the device, weighted by batch size: reading them here would wait for it.
         hits = (logits.detach().argmax(dim=1) == labels).sum()
-        progress.sums += torch.stack([*(loss.detach() * len(labels) for loss in losses), hits])
-        progress.images += len(labels)
+        sums = [loss.detach() * len(labels) for loss in losses]
+        progress.sums += torch.stack([*sums, hits, torch.full_like(hits, len(labels))])
         progress.steps = step + 1
         progress.seconds = before + time.perf_counter() - started
         totals[step] = losses.total.detach()
@@ -137,8 +137,8 @@ def train_one_epoch(
             check_losses(totals, epoch)  # do not save a network that has diverged
             raise
     check_losses(totals, epoch)
-    images = world.sum(torch.tensor(progress.images)).item()
-    means = (world.sum(progress.sums) / images).tolist()
+    *sums, images = world.sum(progress.sums).tolist()
+    means = [value / images for value in sums]
     seconds = before + time.perf_counter() - started
     progress.row = {
         "epoch": epoch,

@@ -40,10 +40,9 @@ Row = dict[str, float]  # an epoch in metrics.csv
 class Progress:
     """How far an epoch has come, and what its row of metrics.csv is computed from."""
 
-    steps: int
-    sums: Tensor  # (5,) float64 on the device: loss terms and hits of this process's images
-    images: int  # of this process
-    seconds: float
+    sums: Tensor  # (6,) float64 on the device: this process's loss terms, hits and images
+    steps: int = 0
+    seconds: float = 0.0
     row: Row | None = None  # of metrics.csv, once all steps are done
 
 
@@ -51,18 +50,15 @@ class Run:
     """A network in training and its folder, `args.output_dir`.
 
     Args:
-        args: the flags.
         saved: the checkpoint to continue from, if any.
-        data: what the network is trained on.
-        world: device and processes.
         model: images -> DANOutput, on the device.
         criterion: (output, labels) -> (total, cross-entropy, affinity, partition), on the device.
         optimizer: of the parameters of both.
         scheduler: steps once per epoch.
 
     Raises:
-        UserError: the run of `saved` was trained on other data or with another optimizer or
-            schedule, or is not one that could continue.
+        UserError: the run of `saved` was trained on other data, or with another optimizer or
+            schedule.
     """
 
     def __init__(
@@ -121,8 +117,8 @@ class Run:
         return max(self.history, key=lambda row: np.nan_to_num(row["val_accuracy"], nan=-1))
 
     def _new_progress(self) -> Progress:
-        sums = torch.zeros(len(LOSS_TERMS) + 1, dtype=torch.float64, device=self.world.device)
-        return Progress(steps=0, sums=sums, images=0, seconds=0.0)
+        size = len(LOSS_TERMS) + 2
+        return Progress(torch.zeros(size, dtype=torch.float64, device=self.world.device))
 
     def _describe_configuration(self) -> str:
         where = device_name(self.world.device)
@@ -140,8 +136,9 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything that a resume needs, in plain types and tensors; the first three named as in
         the released files. All processes call it."""
-        world, progress = self.world, self.progress
-        images = world.sum(torch.tensor(progress.images))
+        progress, confusion = self.progress, self.best_confusion
+        *sums, images = self.world.sum(progress.sums).tolist()
+        on_cuda = self.world.device.type == "cuda"
         return {
             "iter": len(self.history),
             "model_state_dict": self.model.state_dict(),
@@ -149,11 +146,11 @@ class Run:
             "criterion_state_dict": self.criterion.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "rng_state": torch.get_rng_state(),
-            "cuda_rng_state": torch.cuda.get_rng_state() if world.device.type == "cuda" else None,
+            "cuda_rng_state": torch.cuda.get_rng_state() if on_cuda else None,
             "progress": {
                 "steps": progress.steps,
-                "sums": world.sum(progress.sums).tolist(),
-                "images": images.item(),
+                "sums": sums,
+                "images": int(images),
                 "seconds": progress.seconds,
                 "row": progress.row,
             },
@@ -162,7 +159,7 @@ class Run:
             "toy": self.data.toy,
             "data_fingerprint": self.data.fingerprint(),
             "metrics": self.history,
-            "best_confusion": None if self.best_confusion is None else self.best_confusion.tolist(),
+            "best_confusion": None if confusion is None else confusion.tolist(),
             "config": self.config,
         }
 
@@ -173,15 +170,15 @@ class Run:
                 f"{path}: the run was trained on other images or labels than those in the data set "
                 "now; restore the data, or start a new run with another --output_dir"
             )
-        for part, own in self.recipe.items():
-            theirs = content["config"].get(part, own)  # runs of earlier versions lack it
+        for name, own in self.recipe.items():
+            theirs = content["config"].get(name, own)  # runs of earlier versions lack it
             changed = [key for key in own.keys() & theirs.keys() if own[key] != theirs[key]]
             if changed:
-                what = part.removesuffix("_settings")
+                shown = [{key: part[key] for key in ("class", *changed)} for part in (theirs, own)]
                 raise UserError(
-                    f"{path}: the run's {what} is {_settings(theirs, changed)}, not "
-                    f"{_settings(own, changed)}; restore it, or start a new run with another "
-                    "--output_dir (a schedule may depend on --epochs)"
+                    f"{path}: the run's {name.removesuffix('_settings')} is {shown[0]}, not "
+                    f"{shown[1]}; restore it, or start a new run with another --output_dir (a "
+                    "schedule may depend on --epochs)"
                 )
         for part in ("model", "criterion", "optimizer", "scheduler"):
             getattr(self, part).load_state_dict(content[f"{part}_state_dict"])
@@ -194,8 +191,8 @@ class Run:
         self.progress.steps, self.progress.seconds = progress["steps"], progress["seconds"]
         self.progress.row = progress["row"]
         if self.world.is_main:  # each process continues with its own sums, which add up
-            self.progress.sums += self.progress.sums.new_tensor(progress["sums"])
-            self.progress.images = progress["images"]
+            sums = [*progress["sums"], progress["images"]]
+            self.progress.sums += self.progress.sums.new_tensor(sums)
         step = f", step {self.progress.steps}" if self.progress.steps else ""
         self.world.print_once(f"continuing {path}: epoch {len(self.history)} done{step}")
 
@@ -288,17 +285,15 @@ class Run:
         path = self.folder / "last.pth"
         checkpoint.save(path, state)
         where = f"step {done} of {steps}" if done < steps else "its evaluation"
+        world, device = self.world, self.args.device
+        start = f"torchrun --nproc_per_node={world.local_size}" if world.size > 1 else "python"
+        words = [sys.argv[0], "--resume", str(path)]
+        words += [] if device == "auto" else ["--device", device]
         raise Interrupted(
             number,
             f"interrupted by {signal.Signals(number).name} in epoch {len(self.history) + 1}, "
-            f"{where}; saved in {path}; continue with\n{self._resume_command(path)}",
+            f"{where}; saved in {path}; continue with\n{start} {shlex.join(words)}",
         )
-
-    def _resume_command(self, path: Path) -> str:
-        world = self.world
-        start = f"torchrun --nproc_per_node={world.local_size}" if world.size > 1 else "python"
-        device = [] if self.args.device == "auto" else ["--device", self.args.device]
-        return f"{start} {shlex.join([sys.argv[0], '--resume', str(path), *device])}"
 
     # ---- after the last epoch ----
 
@@ -422,8 +417,3 @@ def _describe(part: torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler
         names = groups[0].keys() - {"params"}
         settings = {name: [group.get(name) for group in groups] for name in sorted(names)}
     return {"class": type(part).__name__, **json.loads(json.dumps(settings, default=str))}
-
-
-def _settings(recipe: dict[str, Any], changed: list[str]) -> str:
-    values = ", ".join(f"{k}={recipe[k]}" for k in sorted(changed) if k != "class")
-    return f"{recipe['class']}({values})"
