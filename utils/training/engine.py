@@ -139,7 +139,6 @@ def train_one_epoch(
     check_losses(totals, epoch)
     *sums, images = world.sum(progress.sums).tolist()
     means = [value / images for value in sums]
-    seconds = before + time.perf_counter() - started
     progress.row = {
         "epoch": epoch,
         "lr": run.optimizer.param_groups[0]["lr"] * rate_factor(run, len(loader) - 1, len(loader)),
@@ -148,8 +147,8 @@ def train_one_epoch(
         "val_loss": math.nan,
         "val_accuracy": math.nan,
         "val_balanced_accuracy": math.nan,
-        "seconds": seconds,
-        "images_per_second": images / seconds,
+        "seconds": progress.seconds,
+        "images_per_second": images / progress.seconds,
         "val_macro_f1": math.nan,
     }
     run.scheduler.step()

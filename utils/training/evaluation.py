@@ -5,19 +5,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from sklearn.manifold import TSNE
 
 from utils.checkpoint import TrainedDAN
-from utils.data.datasets import FaceData, Split
+from utils.data.datasets import FaceData
 from utils.data.loader import FaceLoader
 from utils.distributed import World
 from utils.errors import UserError, writing
 from utils.labels import canonical
 from utils.training import plots
 from utils.training.engine import Evaluation, evaluate
-from utils.training.metrics import per_class_table
+from utils.training.metrics import SCORES, per_class_table
 
 
 def evaluate_checkpoint(
@@ -29,9 +28,8 @@ def evaluate_checkpoint(
         UserError: the data have a class that the checkpoint does not know.
     """
     columns = match_classes(trained, data)
-    split = data.held_out
     loader = FaceLoader(
-        split,
+        data.held_out,
         batch_size=args.batch_size,
         image_size=trained.image_size,
         workers=args.workers,
@@ -52,7 +50,7 @@ def evaluate_checkpoint(
         probabilities /= probabilities.sum(dim=1, keepdim=True)
         result = replace(result, probabilities=probabilities)
     if world.is_main:
-        _report(args, trained, data, split, world, result, names)
+        _report(args, trained, data, world, result, names)
     world.shutdown()
     return result
 
@@ -79,22 +77,23 @@ def _report(
     args: argparse.Namespace,
     trained: TrainedDAN,
     data: FaceData,
-    split: Split,
     world: World,
     result: Evaluation,
     outputs: list[str],
 ) -> None:
     """outputs: the network's class for each class of the data."""
-    folder, names = Path(args.output_dir), data.class_names
-    labels, predictions = result.labels.numpy(), result.predictions.numpy()
-    metrics = result.metrics
+    folder, names, split = Path(args.output_dir), data.class_names, data.held_out
+    metrics, labels = result.metrics, result.labels.numpy()
     print(per_class_table(metrics, names))
     print(
         f"\naccuracy {100 * metrics.accuracy:.2f} %, balanced accuracy "
         f"{100 * metrics.balanced_accuracy:.2f} %, macro-F1 {100 * metrics.macro_f1:.2f} %, "
         f"{len(labels)} images of {data.title}"
     )
-    columns = (metrics.support, metrics.recall, metrics.precision, metrics.f1)
+    columns = {"images": metrics.support, "recall": metrics.recall}
+    columns |= {"precision": metrics.precision, "f1": metrics.f1}
+    per_class = pd.DataFrame(columns, index=list(names), dtype=object)
+    per_class = per_class.where(per_class.notna(), None)  # JSON has no NaN
     summary = {
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
@@ -103,36 +102,21 @@ def _report(
         "data_flags": {n: v for n, v in vars(args).items() if n in trained.config},
         "precision": world.precision,
         "images": len(labels),
-        "accuracy": metrics.accuracy,
-        "balanced_accuracy": metrics.balanced_accuracy,
-        "macro_f1": metrics.macro_f1,
+        **{score: getattr(metrics, score) for score in SCORES},
         "class_mapping": dict(zip(names, outputs, strict=True)),
-        "per_class": {
-            name: {
-                "images": int(images),
-                "recall": _or_none(recall),
-                "precision": _or_none(precision),
-                "f1": _or_none(f1),
-            }
-            for name, images, recall, precision, f1 in zip(names, *columns, strict=True)
-        },
+        "per_class": per_class.to_dict("index"),
         "confusion": metrics.confusion.tolist(),
     }
     table = pd.DataFrame(result.probabilities.numpy(), columns=list(names))
     table.insert(0, "path", [str(split.path(i)) for i in range(len(labels))])
     table.insert(1, "label", [names[i] for i in labels])
-    table.insert(2, "prediction", [names[i] for i in predictions])
+    table.insert(2, "prediction", [names[i] for i in result.predictions])
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-        table.to_csv(
-            folder / "predictions.csv",
-            index=False,
-            float_format="%.6f",
-            errors="surrogateescape",  # file names may hold bytes that are not valid text
-        )
-        for path in folder.glob("tsne.*"):  # of an earlier evaluation
-            path.unlink()
+        # File names may hold bytes that are not valid text.
+        options = {"float_format": "%.6f", "errors": "surrogateescape"}
+        table.to_csv(folder / "predictions.csv", index=False, **options)
     where = f"{data.title} ({(data.root or split.root).name})"
     title = f"{trained.path.name} on {where}: {100 * metrics.accuracy:.2f} %"
     confusion, tsne = (folder / f"{name}.{args.figures}" for name in ("confusion_matrix", "tsne"))
@@ -146,8 +130,3 @@ def _report(
         plots.plot_tsne(points, labels, names, tsne, title=title)
         files += f" {tsne.name}"
     print(f"files in {folder}/: {files}")
-
-
-def _or_none(fraction: float) -> float | None:
-    """JSON has no NaN."""
-    return None if np.isnan(fraction) else float(fraction)

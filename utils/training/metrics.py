@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+
 
 class Metrics(NamedTuple):
     """Fractions in [0, 1]. A class without images has no recall and no F1 (NaN), one that was never

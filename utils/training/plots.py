@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -32,32 +31,27 @@ def plot_curves(
     losses, accuracies = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     markers = {"markersize": 4, "markevery": -(-len(epochs) // 20)}  # few enough to tell apart
-    series = (
-        ("total", "loss", BLUE, "o-"),
-        ("cross-entropy", "cross_entropy", ORANGE, "s--"),
-        ("affinity", "affinity", GREEN, "^-."),
-        ("partition", "partition", PINK, "D:"),
-    )
-    for label, key, color, style in series:
-        values = [row[key] for row in history]
-        losses.plot(epochs, values, style, color=color, label=label, **markers)
+
+    def plot(axes: Axes, label: str, key: str, color: str, style: str, scale=1, lw=1.5) -> None:
+        values = [scale * row[key] for row in history]
+        axes.plot(epochs, values, style, color=color, label=label, lw=lw, **markers)
+
+    plot(losses, "total", "loss", BLUE, "o-")
+    plot(losses, "cross-entropy", "cross_entropy", ORANGE, "s--")
+    plot(losses, "affinity", "affinity", GREEN, "^-.")
+    plot(losses, "partition", "partition", PINK, "D:")
     _label_axes(losses, "training loss")
     top = losses.get_ylim()[1]
     losses.set_ylim(-0.03 * top, top)  # a loss of 0 stays off the axis
 
-    series = (
-        ("training", "train_accuracy", BLUE, "o-", 1.5),
-        # The wider line shows on both sides of the other, with which it often coincides.
-        (held_out, "val_accuracy", ORANGE, "s-", 3),
-        (f"{held_out}, balanced", "val_balanced_accuracy", "black", "^:", 1.5),
-    )
-    for label, key, color, style, width in series:
-        values = [100 * row[key] for row in history]
-        accuracies.plot(epochs, values, style, color=color, label=label, lw=width, **markers)
+    plot(accuracies, "training", "train_accuracy", BLUE, "o-", 100)
+    # The wider line shows on both sides of the next, with which it often coincides.
+    plot(accuracies, held_out, "val_accuracy", ORANGE, "s-", 100, lw=3)
+    plot(accuracies, f"{held_out}, balanced", "val_balanced_accuracy", "black", "^:", 100)
     best = max(history, key=lambda row: row["val_accuracy"])
     # Behind the lines, so that it covers no marker: the curves of one epoch are markers alone.
-    star = dict(color="white", mec="black", ms=15, ls="", label="best", clip_on=False, zorder=1.9)
-    accuracies.plot(best["epoch"], 100 * best["val_accuracy"], "*", **star)
+    star = {"color": "white", "mec": "black", "ms": 15, "clip_on": False, "zorder": 1.9}
+    accuracies.plot(best["epoch"], 100 * best["val_accuracy"], "*", ls="", label="best", **star)
     _label_axes(accuracies, "accuracy (%)")
     accuracies.set_ylim(0, 102)
     for axes in (losses, accuracies):
@@ -82,18 +76,10 @@ def plot_confusion(
     percent = 100 * confusion / np.maximum(total, 1)
     # Fields as square as the figure makes them: forced to be square they push labels out of it.
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    size = 9 if count <= 12 else 6
-    for row, column in np.ndindex(*confusion.shape):
-        value = percent[row, column]
-        axes.text(
-            column,
-            row,
-            f"{value:.1f}" if confusion[row, column] else "0",
-            ha="center",
-            va="center",
-            fontsize=size,
-            color="white" if value > 71 else "black" if confusion[row, column] else "0.45",
-        )
+    style = {"ha": "center", "va": "center", "fontsize": 9 if count <= 12 else 6}
+    for (row, column), value in np.ndenumerate(percent):
+        color = "white" if value > 71 else "black" if value else "0.45"
+        axes.text(column, row, f"{value:.1f}" if value else "0", color=color, **style)
     axes.set_xticks(range(count), class_names, rotation=40, ha="right", rotation_mode="anchor")
     rows = zip(class_names, total[:, 0], strict=True)
     axes.set_yticks(range(count), [f"{name} ({n})" for name, n in rows])
@@ -149,10 +135,8 @@ def plot_comparison(groups: Sequence[tuple[str, Sequence[Sequence[float]]]], pat
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure of its own, without pyplot's global state, needing no display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    """A figure without pyplot's global state, which needs no display."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -27,12 +27,12 @@ from utils.device import device_name
 from utils.distributed import World
 from utils.errors import Interrupted, UserError, writing
 from utils.training import plots
+from utils.training.metrics import SCORES
 
 if TYPE_CHECKING:  # the loop, which imports this module
     from utils.training.engine import Evaluation
 
 LOSS_TERMS = ("loss", "cross_entropy", "affinity", "partition")
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1")  # as in Metrics
 Row = dict[str, float]  # an epoch in metrics.csv
 
 
