@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint.load_pretrained(model, args.pretrained)
     criterion = DANLoss(
         num_class=data.num_class,
-        num_center=cli.num_center(args, data.num_class),
+        num_center=args.num_center,
         affinity_weight=args.affinity_weight,
         partition_weight=args.partition_weight,
         batch_mean=world.mean,

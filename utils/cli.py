@@ -126,9 +126,7 @@ class RecipeParser(Parser):
         add = self.add_argument_group("losses").add_argument
         add("--affinity_weight", type=not_negative, default=1.0, help="of the affinity loss")
         add("--partition_weight", type=not_negative, default=1.0, help="of the partition loss")
-        centers = (
-            "centres of the affinity loss, one per class unless given; 8 as released for RAF-DB"
-        )
+        centers = "centres of the affinity loss, one per class unless given; 8 as released for RAF"
         add("--num_center", type=whole_number(1), help=centers)
 
         group = self.add_argument_group("machine")
@@ -146,11 +144,7 @@ class RecipeParser(Parser):
         add("--deterministic", action="store_true", help="bit-identical on a GPU too; slower")
 
         add = self.add_argument_group("files").add_argument
-        add(
-            "--output_dir",
-            metavar="DIR",
-            help="of the run (default: models/ and the recipe's name)",
-        )
+        add("--output_dir", metavar="DIR", help="of the run (default: models/ and a name)")
         add(
             "--resume",
             nargs="?",
@@ -347,13 +341,6 @@ def network_flags(flags: Mapping[str, Any] | argparse.Namespace) -> dict[str, An
     """DAN's arguments, besides num_class, among the flags or in a checkpoint's configuration."""
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
     return {name: flags[name] for name in NETWORK_FLAGS if name in flags}
-
-
-def num_center(args: argparse.Namespace, num_class: int) -> int:
-    """`--num_center`, by default one per class."""
-    if args.num_center is not None and args.num_center < num_class:
-        raise UserError(f"--num_center {args.num_center}: there are {num_class} classes; use more")
-    return num_class if args.num_center is None else args.num_center
 
 
 def existing_checkpoint(path: str | os.PathLike) -> Path:

@@ -95,7 +95,13 @@ class Run:
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
         self._continued_from = None if saved is None else saved.path
         world.print_once(data.summary())
-        world.print_once(self._describe_configuration())
+        where = f"{world.size} processes, each on " if world.size > 1 else ""
+        world.print_once(
+            f"{self.network_name}, {self.num_parameters:,} parameters, {data.num_class} classes, "
+            f"on {where}{device_name(world.device)} in {world.precision}, torch {torch.__version__}"
+        )
+        flags = (f"{key}={value}" for key, value in self.config.items() if key not in self.recipe)
+        world.print_once("  ".join(flags))
         if saved is not None:
             self._restore(saved)
 
@@ -119,17 +125,6 @@ class Run:
     def _new_progress(self) -> Progress:
         size = len(LOSS_TERMS) + 2
         return Progress(torch.zeros(size, dtype=torch.float64, device=self.world.device))
-
-    def _describe_configuration(self) -> str:
-        where = device_name(self.world.device)
-        if self.world.size > 1:
-            where = f"{self.world.size} processes, each on {where},"
-        flags = (f"{key}={value}" for key, value in self.config.items() if key not in self.recipe)
-        return (
-            f"{self.network_name}, {self.num_parameters:,} parameters, {self.data.num_class} "
-            f"classes, on {where} in {self.world.precision}, torch {torch.__version__}\n"
-            + "  ".join(flags)
-        )
 
     # ---- state ----
 
