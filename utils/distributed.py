@@ -67,9 +67,11 @@ class World:
         """
         if self.size == 1:
             return values.mean()
-        total = torch.stack([values.sum(), values.new_full((), len(values))])
-        total = _SumOverProcesses.apply(total, self.size)
-        return total[0] / total[1].detach()
+        local = values.sum()
+        total, count = self.sum(torch.stack([local.detach(), values.new_full((), len(values))]))
+        # All processes compute the same loss from the total, so its gradient is their number times
+        # that of the local sum. The term adds nothing but this gradient.
+        return (total + self.size * (local - local.detach())) / count
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up a tensor over all processes, without a gradient."""
@@ -159,20 +161,3 @@ def _join(device: str) -> tuple[int, int, int]:
     # GPU tensors go by NCCL; what the hosts tell each other need not wait for the GPUs.
     dist.init_process_group("cpu:gloo,cuda:nccl")
     return rank, size, local_size
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes. What is computed from it is the same everywhere, and so is its
-    gradient: summing that over the processes too means multiplying it by their number. (PyTorch's
-    own torch.distributed.nn.all_reduce is deprecated.)"""
-
-    @staticmethod
-    def forward(ctx, value: Tensor, size: int) -> Tensor:
-        ctx.size = size
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.size, None
