@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,51 +46,40 @@ class Progress:
     row: Row | None = None  # of metrics.csv, once all steps are done
 
 
+@dataclass(eq=False)
 class Run:
     """A network in training and its folder, `args.output_dir`.
-
-    Args:
-        saved: the checkpoint to continue from, if any.
-        model: images -> DANOutput, on the device.
-        criterion: (output, labels) -> (total, cross-entropy, affinity, partition), on the device.
-        optimizer: of the parameters of both.
-        scheduler: steps once per epoch.
 
     Raises:
         UserError: the run of `saved` was trained on other data, or with another optimizer or
             schedule.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        saved: Saved | None,
-        data: FaceData,
-        world: World,
-        model: nn.Module,
-        criterion: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-    ):
-        self.args = args
-        self.data = data
-        self.world = world
-        self.model = model
-        self.criterion = criterion
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+    args: argparse.Namespace
+    saved: InitVar[Saved | None]  # the checkpoint to continue from
+    data: FaceData
+    world: World
+    model: nn.Module  # images -> DANOutput, on the device
+    criterion: nn.Module  # (output, labels) -> DANLosses, on the device
+    optimizer: torch.optim.Optimizer  # of the parameters of both
+    scheduler: torch.optim.lr_scheduler.LRScheduler  # steps once per epoch
+
+    def __post_init__(self, saved: Saved | None):
+        args, world, data = self.args, self.world, self.data
         self.folder = Path(args.output_dir)
         self.network_name = "DAN" if args.num_head else "ResNet-18"
-        self.num_parameters = sum(p.numel() for p in model.parameters())
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
         self.recipe = {
-            "optimizer_settings": _describe(optimizer),
-            "scheduler_settings": _describe(scheduler),
+            "optimizer_settings": _describe(self.optimizer),
+            "scheduler_settings": _describe(self.scheduler),
         }
         self.test_metrics: dict[str, dict[str, float]] = {}  # of the best and the last epoch
         self.history: list[Row] = []
         self.best_confusion: np.ndarray | None = None  # (C, C), of the best epoch
         self.progress = self._new_progress()
-        self.forward: nn.Module = _NetworkAndLosses(model, criterion, args.compile, world.autocast)
+        self.forward: nn.Module = _NetworkAndLosses(
+            self.model, self.criterion, args.compile, world.autocast
+        )
         if world.size > 1:
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
         self._continued_from = None if saved is None else saved.path
