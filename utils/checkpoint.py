@@ -34,7 +34,6 @@ RELEASED_CLASSES = {
     ("AffectNet", 8): labels.AFFECTNET,
 }
 RELEASED_NAMES = {"rafdb": "RAF-DB", "affecnet": "AffectNet", "affectnet": "AffectNet"}
-RELEASED_IMAGE_SIZE = 224
 # Where the data of the released files lie: their part of a run's configuration.
 RELEASED_DATA = {
     "RAF-DB": {"raf_path": "datasets/raf-basic"},
@@ -291,7 +290,7 @@ def read_trained(path: str | os.PathLike, *, dataset: str | None = None) -> Trai
         class_names=class_names,
         network_flags={**network_flags(config), "num_head": len(heads)},
         dataset=own_dataset,
-        image_size=config.get("image_size", RELEASED_IMAGE_SIZE),
+        image_size=config.get("image_size", 224),  # the released files do not say it
         toy=content.get("toy", config.get("toy", False)),
         config=config,
         epoch=content.get("iter"),
@@ -330,12 +329,11 @@ def _state_dicts(content: Mapping, name: str = "") -> Iterator[tuple[str, dict[s
 
 def _released_dataset(path: Path, num_class: int, given: str | None) -> str:
     """The data set of a file that does not contain it, from --dataset or from the file's name."""
-    named = [name for start, name in RELEASED_NAMES.items() if path.name.lower().startswith(start)]
-    if given and named and given != named[0]:
-        raise UserError(f"{path}: named after {named[0]}, but --dataset {given} was given")
-    dataset = given or (named[0] if named else None)
-    if dataset is None and num_class == 8:
-        dataset = "AffectNet"  # RAF-DB has seven
+    starts = (start for start in RELEASED_NAMES if path.name.lower().startswith(start))
+    named = RELEASED_NAMES.get(next(starts, ""))
+    if given and named not in (None, given):
+        raise UserError(f"{path}: named after {named}, but --dataset {given} was given")
+    dataset = given or named or ("AffectNet" if num_class == 8 else None)  # RAF-DB has seven
     if dataset is None:
         raise UserError(
             f"{path}: the order of its {num_class} classes is unknown: neither the file nor its "
