@@ -88,12 +88,15 @@ def test_writing_names_the_file_and_the_reason(tmp_path):
         raise ValueError
 
 
-@pytest.mark.parametrize("every, updates", [(1e-9, 4), (60, 0)])
-def test_progress_in_a_log(every, updates, monkeypatch, capsys):
+@pytest.mark.parametrize("every, lines", [(1e-9, 4), (60, 0)])
+def test_progress_in_a_log(every, lines, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_EVERY", every)
-    for _ in progress.progress(range(4), desc="epoch 1"):
-        pass
-    assert capsys.readouterr().err.count("epoch 1: ") == updates
+    bar = progress.progress(range(4), desc="epoch 1")
+    for _ in bar:
+        bar.set_postfix(loss="1.500", refresh=False)
+    bar.close()
+    written = capsys.readouterr().err.splitlines()
+    assert len(written) == lines and all(line.startswith("epoch 1: ") for line in written)
 
 
 def test_progress_on_a_terminal(monkeypatch, capsys):
