@@ -78,6 +78,13 @@ class RecipeParser(Parser):
         self.data = self.add_argument_group("data")
 
         add = self.add_argument_group("recipe").add_argument
+        self.set_defaults(toy=False)
+        if toy:
+            presets = " ".join(f"--{flag} {value}" for flag, value in toy.items())
+            self.epilog = f"--toy presets, where not given:\n  {presets}"
+            add(
+                "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
+            )
         add("--batch_size", type=whole_number(2), default=batch_size, help="images per step")
         add("--lr", type=positive, default=lr, help="initial learning rate")
         add("--epochs", type=whole_number(1), default=epochs, help="passes over the data")
@@ -117,11 +124,6 @@ class RecipeParser(Parser):
             "--seed, and look at the test images once, at the end",
         )
         add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="random seed")
-        self.set_defaults(toy=False)
-        if toy:
-            presets = " ".join(f"--{flag} {value}" for flag, value in toy.items())
-            self.epilog = f"--toy presets, where not given:\n  {presets}"
-            add("--toy", action="store_true", help="draw toy faces and train on them")
 
         add = self.add_argument_group("losses").add_argument
         add("--affinity_weight", type=not_negative, default=1.0, help="of the affinity loss")
@@ -141,7 +143,7 @@ class RecipeParser(Parser):
         workers = "data-loading workers per process"
         add("--workers", type=whole_number(0), default=default_workers(), help=workers)
         add("--compile", action="store_true", help="torch.compile the network")
-        add("--deterministic", action="store_true", help="bit-identical on a GPU too; slower")
+        add("--deterministic", action="store_true", help="bit-identical runs on a GPU too; slower")
 
         add = self.add_argument_group("files").add_argument
         add("--output_dir", metavar="DIR", help="of the run (default: models/ and a name)")
