@@ -68,10 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint.load_pretrained(model, args.pretrained)
     criterion = DANLoss(
         num_class=data.num_class,
-        num_center=args.num_center,
-        affinity_weight=args.affinity_weight,
-        partition_weight=args.partition_weight,
         batch_mean=world.mean,
+        **cli.loss_flags(args, data.num_class),
     )
     model, criterion = world.place(model), world.place(criterion)
 

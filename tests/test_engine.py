@@ -1,5 +1,6 @@
 """The loop against a plain one, its sums, and what stops it."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -184,6 +185,12 @@ def test_bf16_losses_agree_with_float32(toy_raf, tmp_path):
     for plain, bf16 in zip(rows[:3], rows[3:], strict=True):
         for term in LOSS_TERMS[:3]:
             assert bf16[term] == pytest.approx(plain[term], rel=0.02)
+
+
+def test_a_log_says_early_how_long_the_run_will_take(toy_raf, tmp_path, quick, capsys):
+    train_raf(toy_raf, tmp_path, "--epochs", "4")
+    err = capsys.readouterr().err
+    assert re.search(r"about \d\d:\d\d for the 10 steps to come", err) and err.count("about") == 1
 
 
 def test_columns_of_an_epoch_stay_aligned():

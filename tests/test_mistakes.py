@@ -42,6 +42,7 @@ RAFDB_TRAINING = {
     "--lr nan": "--lr",
     "--lr 0": "--lr: must be more than 0",
     "--image_size 16": "--image_size: must be from 32",
+    "--num_center 6": "there are 7 classes",
     "--precision fp8": "--precision",
     "--device tpu": "--device tpu",
     "--device cuda:77": "--device cuda:77",

@@ -345,6 +345,18 @@ def network_flags(flags: Mapping[str, Any] | argparse.Namespace) -> dict[str, An
     return {name: flags[name] for name in NETWORK_FLAGS if name in flags}
 
 
+def loss_flags(args: argparse.Namespace, num_class: int) -> dict[str, Any]:
+    """DANLoss's arguments among the flags.
+
+    Raises:
+        UserError: there are fewer centres than classes.
+    """
+    if args.num_center is not None and args.num_center < num_class:
+        raise UserError(f"--num_center {args.num_center}: there are {num_class} classes; use more")
+    names = ("num_center", "affinity_weight", "partition_weight")
+    return {name: getattr(args, name) for name in names}
+
+
 def existing_checkpoint(path: str | os.PathLike) -> Path:
     """Check that a flag names a file.
 

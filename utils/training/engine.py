@@ -1,6 +1,7 @@
 """The training loop and the evaluation loop."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from utils.data.datasets import FaceData
 from utils.data.loader import FaceLoader, Order
@@ -112,6 +114,7 @@ def train_one_epoch(
     run.model.train()
     totals = torch.zeros(len(loader), device=world.device)  # of this pass
     first, before, started = progress.steps, progress.seconds, time.perf_counter()
+    forecast, recent = Forecast(run, len(loader)), ""
     batches = loader.epoch(epoch, first)
     bar = world.progress(batches, desc=f"epoch {epoch}", total=len(loader), initial=first)
     for step, (images, labels, share, count) in enumerate(bar, start=first):
@@ -130,7 +133,8 @@ def train_one_epoch(
         totals[step] = losses.total.detach()
         if progress.steps % CHECK_LOSS_EVERY == 0:
             check_losses(totals, epoch)
-            bar.set_postfix(loss=f"{totals[step].item():.3f}", refresh=False)
+            recent = f", loss {totals[step].item():.3f}"
+        bar.set_postfix_str(forecast.after(progress.steps) + recent, refresh=False)
         try:
             check()
         except Interrupted:
@@ -183,6 +187,30 @@ def rate_factor(run: Run, step: int, steps: int) -> float:
     if args.schedule == "cosine":
         factor *= (1 + math.cos(math.pi * (done - 1 / steps) / args.epochs)) / 2
     return factor
+
+
+class Forecast:
+    """Estimates when a run will be over, from the steps of an epoch so far."""
+
+    def __init__(self, run: Run, steps: int):
+        self.run = run
+        self.steps = steps
+        self.begun: tuple[int, float] | None = None  # the first step here takes longer than others
+
+    def after(self, step: int) -> str:
+        """The time that is left; printed once to a log, which has no bar."""
+        run, now = self.run, time.perf_counter()
+        if self.begun is None:
+            self.begun = step, now
+            return ""
+        first, since = self.begun
+        left = (run.args.epochs - len(run.history)) * self.steps - step
+        text = tqdm.format_interval((now - since) / (step - first) * left)
+        if not run.forecast_printed:
+            run.forecast_printed = True
+            if run.world.is_main and not sys.stderr.isatty():
+                print(f"about {text} for the {left} steps to come", file=sys.stderr, flush=True)
+        return f"all done in {text}"
 
 
 def check_losses(totals: Tensor, epoch: int) -> None:

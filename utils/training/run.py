@@ -77,6 +77,7 @@ class Run:
         self.history: list[Row] = []
         self.best_confusion: np.ndarray | None = None  # (C, C), of the best epoch
         self.progress = self._new_progress()
+        self.forecast_printed = False
         self.forward: nn.Module = _NetworkAndLosses(
             self.model, self.criterion, args.compile, world.autocast
         )
