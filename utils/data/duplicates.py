@@ -33,7 +33,7 @@ _THUMBNAIL_LIMITS = (0.996, 0.14, 0.24)
 _DETAIL = 64
 _DETAIL_LIMITS = (0.9945, 0.02, 0.11)
 _MIN_COARSE_AGREEMENT = 0.85  # at half the size, worth a closer look
-_CHUNK = 1024  # images at a time, which bounds the memory
+_CHUNK = 256  # images or pairs at a time, which bounds the memory
 
 
 class Match(NamedTuple):
@@ -84,7 +84,7 @@ def find_matches(thumbnails: np.ndarray, workers: int = 1) -> list[Match]:
 def _compare_pairs(thumbnails: np.ndarray, flipped: bool, pairs: np.ndarray) -> list[Match]:
     """pairs: (n, 2), the shown and the other image of each"""
     shown = thumbnails[pairs[:, 0]][:, :, :: -1 if flipped else 1]
-    start = np.tile(np.array(_CENTER, np.float32), (len(pairs), 1))
+    start = np.array([_CENTER], np.float32)
     close, windows = _are_copies(shown, thumbnails[pairs[:, 1]], start, *_THUMBNAIL_LIMITS)
     return [
         Match(*pair, flipped, tuple(window))
@@ -195,7 +195,7 @@ def _spectra(thumbnails: np.ndarray, windows: list[tuple[float, ...]]) -> np.nda
     for channel, count in zip(channels, _FREQUENCIES, strict=True):
         k, x = np.arange(count)[:, None], np.arange(SIDE)
         waves = np.cos(np.pi * k * (x + 0.5) / SIDE) * np.where(k, 2**0.5, 1)
-        resampled = waves @ _resampling(*np.array(axes).T, SIDE)[0]  # (axes, count, SIDE)
+        resampled = waves @ _resampling(np.array(axes), SIDE)  # (axes, count, SIDE)
         operator = resampled.reshape(-1, SIDE).astype(np.float32)
         products = operator @ (channel @ operator.T)
         products = products.reshape(-1, len(axes), count, len(axes), count)
@@ -245,7 +245,7 @@ def _compare(
     """Return Lin's concordance coefficient between windows of pictures and the other pictures, and
     the largest difference of a region, in standard deviations: (n,) each."""
     side = other.shape[1]
-    columns, rows = (_resampling(*windows[:, i : i + 2].T, side)[0][:, None] for i in (0, 2))
+    columns, rows = (_resampling(windows[:, i : i + 2], side)[:, None] for i in (0, 2))
     shown, other = (np.moveaxis(x, 3, 1).astype(np.float32) for x in (shown, other))
     shown = rows @ shown @ columns.swapaxes(2, 3)
     difference, count = shown - other, len(other)
@@ -259,17 +259,15 @@ def _compare(
 
 def _align(shown: np.ndarray, other: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Move and scale windows (x, width, y, height) until they show the other pictures best, in two
-    steps of the Gauss-Newton method. shown, other: (n, SIDE, SIDE) float32"""
+    steps of the Gauss-Newton method. shown, other: (n, side, side) float32; windows: (n or 1, 4)"""
     side = other.shape[1]
     unit = (np.arange(side, dtype=np.float32) + 0.5) / side
-    windows = windows.copy()
     target = (other - other.mean((1, 2), keepdims=True)).reshape(len(other), -1, 1)
     for _ in range(2):
-        columns, by_start = _resampling(*windows[:, :2].T, side)
-        rows, by_top = _resampling(*windows[:, 2:].T, side)
-        strips = shown @ columns.swapaxes(1, 2)
-        picture, by_y = rows @ strips, by_top @ strips
-        by_x = rows @ (shown @ by_start.swapaxes(1, 2))
+        across, down = windows[:, :2], windows[:, 2:]
+        rows, strips = _resampling(down, side), shown @ _resampling(across, side).swapaxes(1, 2)
+        picture, by_y = rows @ strips, _derivative(down, side) @ strips
+        by_x = rows @ (shown @ _derivative(across, side).swapaxes(1, 2))
         picture = picture - picture.mean((1, 2), keepdims=True)
         # Contrast and brightness are fitted too.
         terms = [picture, np.ones_like(picture), by_x, by_x * unit, by_y, by_y * unit[:, None]]
@@ -278,20 +276,21 @@ def _align(shown: np.ndarray, other: np.ndarray, windows: np.ndarray) -> np.ndar
         normal[:, range(6), range(6)] *= 1.001  # flat pictures make it singular
         normal[:, range(6), range(6)] += 1e-3
         solution = np.linalg.solve(normal, terms @ target)[:, :, 0]
-        windows += (solution[:, 2:] / solution[:, :1].clip(0.2)).clip(-0.1, 0.1)
+        windows = windows + (solution[:, 2:] / solution[:, :1].clip(0.2)).clip(-0.1, 0.1)
         windows[:, 1::2] = windows[:, 1::2].clip(0.8, 1.02)
         windows[:, ::2] = windows[:, ::2].clip(-0.02, 1.02 - windows[:, 1::2])
     return windows
 
 
-def _resampling(start: np.ndarray, size: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return matrices that resample windows along an axis to side pixels, and their derivatives by
-    the start: (n,) fractions -> (n, side, side)."""
+def _resampling(windows: np.ndarray, side: int, shift: float = 0.0) -> np.ndarray:
+    """Return matrices that resample windows along an axis to side pixels: (n, 2) fractions, start
+    and size, -> (n, side, side). The shift, in pixels, moves the windows."""
+    start, size = windows.T[..., None]
     unit = (np.arange(side, dtype=np.float32) + 0.5) / side
-    place = (start[:, None] + size[:, None] * unit) * side - 0.5
+    place = ((start + size * unit) * side - np.float32(0.5 - shift)).clip(0, side - 1)
+    return np.maximum(0, 1 - np.abs(place[..., None] - np.arange(side, dtype=np.float32)))
 
-    def weights(shift: float) -> np.ndarray:
-        distance = (place + shift).clip(0, side - 1)[..., None] - np.arange(side, dtype=np.float32)
-        return np.maximum(0, 1 - np.abs(distance))
 
-    return weights(0), (weights(0.5) - weights(-0.5)) * side
+def _derivative(windows: np.ndarray, side: int) -> np.ndarray:
+    """Return the derivative of `_resampling` by the start."""
+    return (_resampling(windows, side, 0.5) - _resampling(windows, side, -0.5)) * side
