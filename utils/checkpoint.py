@@ -6,9 +6,10 @@ network was trained on.
 """
 
 import os
+import pickle
 import re
 import shutil
-import warnings
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -105,30 +106,46 @@ def load(path: str | os.PathLike) -> dict[Any, Any]:
     Raises:
         UserError: there is no such file, or it is not a checkpoint, or it is damaged.
     """
-    path, start = existing_checkpoint(path), b""
+    path = existing_checkpoint(path)
     try:
-        with open(path, "rb") as file:
-            start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-        with torch.serialization.safe_globals(NUMPY_DATA), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript files, which are refused
+        is_zip = zipfile.is_zipfile(path)
+        _refuse_other_kinds(path, is_zip)
+        with torch.serialization.safe_globals(NUMPY_DATA):
             # Mapped into memory, an optimizer's state costs nothing where it is not used.
-            mmap = zipfile.is_zipfile(path)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # PyTorch raises all kinds on files that are cut off
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"holds a Python object ({refused[1]}), which could run code; get another copy"
-        elif start.startswith((b"<!doctype", b"<html")):
-            reason = "is a web page; open its address in a browser and download again"
-        elif start.startswith(b"version https://git-lfs"):
-            reason = "only points to a file in git-lfs; run git lfs pull"
-        else:
-            first = (str(error) or "it is cut off").splitlines()[0].split(". ")[0][:120]
-            reason = f"not a checkpoint, or damaged ({first})"
-        raise UserError(f"{path}: {reason}") from None
+            raise UserError(
+                f"{path}: holds a Python object ({refused[1]}), which could run code; get a copy "
+                "that holds weights only"
+            ) from None
+        raise UserError(f"{path}: not a checkpoint, or damaged; get another copy") from None
+    except PermissionError:
+        raise UserError(f"{path}: may not be read; check its permissions") from None
+    # What PyTorch raises on files that are cut off.
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error) as error:
+        reason = str(error).splitlines()[0].split(". ")[0][:120] if str(error) else "it is cut off"
+        raise UserError(f"{path}: not a checkpoint, or damaged ({reason})") from None
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise UserError(f"{path}: holds a {kind}, not a dict of weights; check the path")
     return dict(content)
+
+
+def _refuse_other_kinds(path: Path, is_zip: bool) -> None:
+    """Recognise a TorchScript file, and what a failed download leaves in place of a checkpoint."""
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise UserError(f"{path}: is a TorchScript file; give the checkpoint it was made from")
+        return
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        raise UserError(f"{path}: is a web page; open its address in a browser and download again")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: only points to a file in git-lfs; run git lfs pull")
 
 
 def load_pretrained(model: nn.Module, name: str) -> None:
