@@ -50,7 +50,7 @@ def test_toy_affectnet_learns(run_in_clone, clone):
     """Chance is 12.5 %."""
     run_in_clone("python affectnet.py --toy")
     last = checkpoint.load(clone / "models/toy-affectnet-8/last.pth")
-    assert last["metrics"][-1]["val_accuracy"] >= 0.90
+    assert last["metrics"][-1]["val_accuracy"] >= 0.92
 
 
 def test_evaluation_agrees_with_training(learned, toy_run, run_in_clone):
@@ -81,7 +81,7 @@ def test_heat_maps_lie_on_brows_eyes_and_mouth(learned, method):
     """They are where a face differs from the same face without them; 1 would be chance."""
     trained, model, split = learned
     meaning = measure(model, split, num_images=70, image_size=trained.image_size, method=method)
-    assert meaning.faces > 60 and meaning.gain > 1.15 and meaning.above > 0.9
+    assert meaning.faces > 60 and meaning.gain > 1.3 and meaning.above > 0.95
 
 
 # ---- the README ----------------------------------------------------------------------------------
@@ -89,8 +89,6 @@ def test_heat_maps_lie_on_brows_eyes_and_mouth(learned, method):
 # Commands that cannot run in a test, and why.
 NOT_RUN = {
     "pip install -r requirements.txt": "done before the tests",
-    "python -m pytest": "runs this",
-    "python -m pytest -m slow": "runs this",
     "python rafdb.py --toy": "the fixture toy_run",
     "python rafdb.py": "needs RAF-DB",
     "python rafdb.py --resume": "needs RAF-DB",
@@ -103,8 +101,9 @@ NOT_RUN = {
     "python affectnet.py --evaluate --checkpoint models/affecnet8_epoch5_acc0.6209.pth": (
         "needs AffectNet and the released weights"
     ),
-    "python utils/convert_fer2013.py --fer2013 fer2013.csv": "needs FER2013",
-    "python affectnet.py --aff_path datasets/FER2013": "needs FER2013",
+    "python utils/convert_fer2013.py --fer2013 fer2013.csv --ferplus fer2013new.csv": (
+        "needs FER2013"
+    ),
     "torchrun --nproc_per_node=4 rafdb.py": "needs RAF-DB and GPUs; see test_distributed.py",
 }
 
@@ -128,7 +127,7 @@ def test_the_first_run_ends_as_the_readme_shows(toy_output):
         lines = (" ".join(line.removesuffix("...").split()) for line in text.splitlines())
         return [re.sub(r"[0-9]+(\.[0-9]+)?", "0", line) for line in lines]
 
-    shown = re.search(r"```\n(epoch.*?)```", README, re.DOTALL)[1]
+    shown = re.search(r"```\n(toy RAF-DB.*?)```", README, re.DOTALL)[1]
     printed = shape(toy_output)[-len(shape(shown)) :]
     for expected, line in zip(shape(shown), printed, strict=True):
         assert line.startswith(expected)

@@ -116,7 +116,7 @@ def write_rafdb(
 
 
 def write_affectnet(
-    root: str | os.PathLike, *, seed: int = 0, train: int = 1800, val: int = 240
+    root: str | os.PathLike, *, seed: int = 0, train: int = 1600, val: int = 240
 ) -> ToySet:
     """Draw a set in the format of AffectNet's npy release: 224x224 JPEGs of 8 expressions and a
     label file each. Arguments and errors are those of `write_rafdb`."""
