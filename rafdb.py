@@ -27,7 +27,7 @@ TOY = {
     "pretrained": "none",
     "image_size": 100,
     "batch_size": 32,
-    "warmup_epochs": 1.0,
+    "warmup_epochs": 2.0,
     "clip_grad": 1.0,
     "schedule": "cosine",
     "epochs": 6,
