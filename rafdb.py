@@ -26,7 +26,7 @@ TOY = {
     "raf_path": "datasets/toy-raf-basic",
     "pretrained": "none",
     "image_size": 100,
-    "batch_size": 32,
+    "batch_size": 16,
     "warmup_epochs": 2.0,
     "clip_grad": 1.0,
     "schedule": "cosine",

@@ -147,7 +147,7 @@ def _decode(task: tuple[Path, Path, Sequence[bytes]]) -> list[Problem | np.ndarr
     for name in names:
         path = os.path.join(folder, os.fsdecode(name))
         try:
-            results.append(thumbnail(read_rgb(path, min_side=2 * SIDE)))
+            results.append(thumbnail(read_rgb(path, min_side=SIDE)))
         except UserError as error:
             where = os.path.relpath(path, root)
             results.append(Problem(where, str(error).removeprefix(one_line(f"{path}: "))))

@@ -24,7 +24,7 @@ _CENTER = (0.025, 0.95, 0.025, 0.95)  # from here an alignment reaches all of th
 _FREQUENCIES = (10, 6, 6)  # along an axis, of luma and of two colour differences
 _DIRECTIONS = 16
 _SAMPLE = 500  # images from which the directions are learnt
-_CLUSTERS = 5  # that each image is in
+_CLUSTERS = 8  # that each image is in
 # Limits of thumbnails, and of images of _DETAIL pixels: agreement after alignment, how much less it
 # may be per width cropped, and the largest difference of a region in standard deviations. Measured
 # on toy faces, on photos of 40 people taken in one session and on photos in general: copies are
