@@ -3,12 +3,11 @@
 import atexit
 import os
 import queue
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 import cv2
@@ -16,6 +15,8 @@ import numpy as np
 
 from utils.demo.video import Frame, plausible_fps
 from utils.errors import UserError
+
+TIMEOUT = 10_000  # milliseconds in which a stream must open, and go on
 
 
 class Camera:
@@ -32,21 +33,27 @@ class Camera:
     """
 
     def __init__(self, address: str):
-        self.path = Path(f"camera-{address}" if address.isdecimal() else "camera")
-        self.capture = cv2.VideoCapture(int(address) if address.isdecimal() else address)
+        if address.isdecimal():
+            self.path = Path(f"camera-{address}")
+            self.capture = cv2.VideoCapture(int(address))
+        else:
+            self.path = Path("camera")
+            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC]
+            options = [value for limit in limits for value in (limit, TIMEOUT)]
+            self.capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, options)
         if not self.capture.isOpened():
             raise UserError(
                 f"--camera {address}: there is no such camera or stream, or another program uses "
                 "it; give the index of a camera, such as 0, or the address of a stream"
             )
-        self.stopped = threading.Event()
-        self.newest: queue.Queue[tuple[float, np.ndarray | None]] = queue.Queue()
+        self.stopped, self.ended = threading.Event(), threading.Event()  # by us, by the camera
+        self.newest: queue.Queue[tuple[float, np.ndarray]] = queue.Queue(maxsize=1)
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
         atexit.register(self.close)  # Python crashes if it ends while the thread reads
 
     def frames(self, *, every: int) -> Iterator[Frame]:
-        """Yield the newest frame whenever one is asked for, until the camera's end.
+        """Yield the newest frame whenever one is asked for, until Ctrl-C or the camera's end.
 
         Frames are numbered as they are yielded, and have the times at which they came.
 
@@ -56,33 +63,49 @@ class Camera:
         Raises:
             UserError: there is not a single frame.
         """
-        fps, start = plausible_fps(self.capture), None
+        # The first Ctrl-C ends the loop between two frames, the second one interrupts.
+        handler = signal.signal(signal.SIGINT, self._stop)
+        fps, index, start = plausible_fps(self.capture), 0, 0.0
         try:
-            for index in count():
-                now, image = self.newest.get()
-                if image is None:
-                    break
-                start = now if start is None else start
+            while not self.stopped.is_set():
+                try:
+                    now, image = self.newest.get(timeout=0.1)
+                except queue.Empty:
+                    if not (self.ended.is_set() and self.newest.empty()):
+                        continue
+                    if index == 0:
+                        raise UserError(
+                            f"{self.path}: gives no picture; check the camera"
+                        ) from None
+                    print(f"{self.path}: the camera has gone, or its stream ended", file=sys.stderr)
+                    return
+                start = start if index else now
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
                 yield Frame(self.path, image, None, index % every == 0, index, now - start, fps)
+                index += 1
         finally:
+            signal.signal(signal.SIGINT, handler)
             self.close()
-        if start is None:
-            raise UserError(f"{self.path}: gives no picture; check the camera")
-        print(f"{self.path}: the camera has gone, or its stream ended", file=sys.stderr)
 
     def close(self) -> None:
         self.stopped.set()
-        self.reader.join()
+        self.reader.join(TIMEOUT / 1000)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _read(self) -> None:
-        received = True
-        while received and not self.stopped.is_set():
-            received, image = self.capture.read()  # False, None at the end
-            if received:
-                with suppress(queue.Empty):
-                    self.newest.get_nowait()  # the one before
+        while not self.stopped.is_set():
+            received, image = self.capture.read()
+            if not received:
+                break
+            try:
+                self.newest.get_nowait()
+            except queue.Empty:
+                pass
             self.newest.put((time.monotonic(), image))
+        self.ended.set()
         self.capture.release()
 
 

@@ -141,9 +141,6 @@ class Reporter:
                     copy.write(picture, frame.seconds)
                 if self.window and not show(str(path), picture):
                     break
-        except KeyboardInterrupt:
-            if not self.live:
-                raise
         finally:
             if copy is not None:
                 copy.close()
