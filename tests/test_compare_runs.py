@@ -130,3 +130,17 @@ def test_a_real_run(tmp_path, small_run):
     (tmp_path / "again/config.json").write_text(json.dumps({**config, "seed": 7}))
     (group,) = compare_runs.compare([small_run, tmp_path / "again"], tmp_path / "out")
     assert len(group.runs) == 2 and group.figure("val accuracy best")[1] == 0
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", "[]"])
+def test_a_damaged_run_is_named_and_the_others_are_compared(damage, tmp_path, capsys):
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    for folder in (whole, damaged):
+        write_run(folder, 0.5, 0.6, 0.7)
+    (damaged / "config.json").write_text(damage)
+    (tmp_path / "file").touch()
+    folders = [str(path) for path in (whole, damaged, tmp_path / "file")]
+    groups = compare_runs.compare(folders, tmp_path / "out")
+    assert [len(group.runs) for group in groups] == [1]
+    out = capsys.readouterr().out
+    assert f"left out: {damaged}" in out and f"left out: {tmp_path / 'file'}" in out

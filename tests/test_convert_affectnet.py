@@ -254,7 +254,7 @@ def test_labels_and_phases_as_words(tmp_path):
         "8.jpg": "expression 8 (none)",
         "9.jpg": "unknown expression 'bored'",
         "1.jpg": "phase is neither train nor val",
-        "2.txt": "unreadable image",
+        "2.txt": "unsupported file type",
     }
 
 
@@ -403,3 +403,29 @@ def test_script_converts(npy):
     done = subprocess.run(script, cwd=npy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "found the npy release, 6 rows" in done.stdout and len(tree(npy)) == 6
+
+
+def test_margins_are_not_mixed(manual):
+    convert(manual, margin=0.25, workers=1)
+    with pytest.raises(UserError, match="--margin 0.25"):
+        convert(manual, workers=1)
+    convert(manual, margin=0.25, workers=1)
+
+
+def test_an_image_that_cannot_be_opened_is_left_out(npy):
+    image = npy / "train_set/images/0.jpg"
+    image.unlink()
+    image.symlink_to("nowhere.jpg")
+    convert(npy)
+    assert report(npy) == {"0.jpg": "unreadable image"} and not (npy / UNFINISHED).exists()
+
+
+def test_a_list_that_is_the_release_keeps_rows_whose_images_come_later(tmp_path):
+    for phase in ("train", "val"):
+        (tmp_path / phase / "3").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / phase / "3/1.jpg")
+    rows = [f"{phase},{phase}/3/{name}.jpg,3" for phase in ("train", "val") for name in "12"]
+    text = "\n".join(["phase,img_path,label", *rows, ""])
+    (tmp_path / "affectnet.csv").write_text(text)
+    convert(tmp_path)
+    assert (tmp_path / "affectnet.csv").read_text() == text

@@ -159,7 +159,7 @@ def test_rafdb_not_there(raf, missing):
 def test_rafdb_empty_split(raf):
     lines = (raf / LABELS).read_text().splitlines()
     (raf / LABELS).write_text("\n".join(lines[:7]))
-    with pytest.raises(UserError, match="no val images"):
+    with pytest.raises(UserError, match="no test image"):
         read_rafdb(raf)
 
 
@@ -405,3 +405,18 @@ def test_the_orders_of_the_classes_are_the_published_ones():
     )
     assert (sum(RAFDB_COUNTS["train"]), sum(RAFDB_COUNTS["test"])) == (12271, 3068)
     assert (sum(AFFECTNET_COUNTS["train"]), sum(AFFECTNET_COUNTS["val"])) == (287651, 3999)
+
+
+def test_rafdb_names_a_class_without_training_images(raf):
+    text = (raf / LABELS).read_text()
+    (raf / LABELS).write_text(text.replace("train_00002.jpg 2", "train_00002.jpg 3"))
+    with pytest.raises(UserError, match=r"1 problem: .*no train image of fear \(label 2\)"):
+        read_rafdb(raf)
+
+
+@pytest.mark.parametrize("name", [b"a\xe9", b"a\nb", b" "])
+def test_class_folders_that_cannot_name_a_class(folders, name):
+    root = folders(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    os.mkdir(os.fsencode(root / "train") + b"/" + name)
+    with pytest.raises(UserError, match="a folder is called .*rename it"):
+        read_affectnet(root)

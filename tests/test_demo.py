@@ -187,6 +187,9 @@ def test_the_default_is_the_released_file_else_the_newest_run(checkpoint_file, p
         demo.main(["--image", str(photo)])
     (models.parent / "scratch").mkdir()
     (models / "linked").symlink_to(models.parent / "scratch")
+    (models.parent / "scratch/back").symlink_to(models)  # a loop, and a link to nowhere
+    (models / "gone").mkdir()
+    (models / "gone/best.pth").symlink_to("nowhere.pth")
     (models / "old").mkdir()
     best = checkpoint_file(7, "best.pth", ours=True, toy=True)
     for age, folder in ((200, "old"), (100, "linked")):

@@ -33,6 +33,13 @@ def test_a_user_error_is_one_line_and_code_2(capsys):
     assert capsys.readouterr() == ("", "error: file: broken; mend it\n")
 
 
+def test_a_file_that_cannot_be_opened_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end, exit_on_user_error():
+        open(tmp_path)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: cannot be read (Is a directory)\n"
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), BrokenPipeError("of a worker")])
 def test_other_errors_are_not_hidden(error, capsys):
     with pytest.raises(type(error), match=str(error)), exit_on_user_error():

@@ -76,14 +76,22 @@ def read_run(folder: Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text())
         history = pd.read_csv(folder / "metrics.csv")
+        return _read_run(folder, config, history)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: has no {Path(error.filename).name}, so no run with a finished epoch"
         ) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: config.json, metrics.csv or test_metrics.json cannot be read ({error})"
+        ) from None
+
+
+def _read_run(folder: Path, config: Mapping[str, Any], history: pd.DataFrame) -> Run:
     if len(history) < config["epochs"]:
         raise UserError(f"{folder}: unfinished, {len(history)} of {config['epochs']} epochs")
     history = history.rename(columns=lambda name: name.removeprefix("val_"))
-    best = history["accuracy"].idxmax()
+    best = history["accuracy"].fillna(-1).idxmax()
     epochs = {"val": {"best": history.loc[best], "last": history.iloc[-1]}}
     test = folder / "test_metrics.json"
     if test.exists():

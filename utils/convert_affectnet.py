@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import ceil, floor, isfinite
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from PIL import Image
@@ -52,12 +53,15 @@ PHASES = ("train", "val")
 CLASS_FOLDERS = [f"{phase}/{code}" for phase in PHASES for code in range(len(AFFECTNET))]
 CROP_SIZE = 224  # pixels
 
+LIST_RELEASE = "list affectnet.csv"
 LIST_COLUMNS = ["phase", "img_path", "label"]
 MANUAL_COLUMNS = ["subDirectory_filePath", "expression"]
 MANUAL_COLUMNS += ["face_x", "face_y", "face_width", "face_height"]
 PHASE_NAMES = {"training": "train", "valid": "val", "validation": "val"}
 UNUSED = {8: "none", 9: "uncertain", 10: "non-face"}
 CODES = {labels.canonical(name): code for code, name in [*enumerate(AFFECTNET), *UNUSED.items()]}
+
+MARGIN = ".conversion_margin"  # a file in the output folder: the margin of the crops there
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels
 
@@ -101,11 +105,17 @@ def convert(
         present = conversion.find_converted(output, CLASS_FOLDERS, todo)
         before = f", {len(present):,} of them converted before" if present else ""
         print(f"{folder}: found the {release}, {plural(len(faces), 'row')}{before}")
+        has_photos = any(face.box for face in todo)
+        if has_photos and present and (marker := output / MARGIN).exists():
+            _check_margin(marker, margin)
+        if copy:  # also replaces the links of an earlier conversion
+            present = {name for name in present if (output / name).stat().st_nlink == 1}
         todo = [face for face in todo if face.target not in present]
         output.mkdir(parents=True, exist_ok=True)
         (output / UNFINISHED).touch()
+        if has_photos:
+            (output / MARGIN).write_text(str(float(margin)))
         write = partial(_write_image, output=output, copy=copy, margin=margin)
-        has_photos = any(face.box for face in todo)
         reasons = _in_parallel(write, todo, workers) if has_photos else map(write, todo)
         bar = progress(reasons, desc="images", total=len(todo), unit="img")
         for face, reason in zip(todo, bar, strict=True):
@@ -115,8 +125,9 @@ def convert(
         if used:
             for name in CLASS_FOLDERS:
                 (output / name).mkdir(parents=True, exist_ok=True)
-            _write_list(output / "affectnet.csv", used)
-            if (folder / TOY_MARKER).exists() and output != folder:
+            if not (release == LIST_RELEASE and output.samefile(folder)):
+                _write_list(output / "affectnet.csv", used)
+            if (folder / TOY_MARKER).exists() and not (output / TOY_MARKER).exists():
                 shutil.copyfile(folder / TOY_MARKER, output / TOY_MARKER)
         (output / UNFINISHED).unlink()
     classes = {str(code): f"{code} {name}" for code, name in enumerate(AFFECTNET)}
@@ -142,7 +153,7 @@ def read_release(folder: Path) -> tuple[str, list[Face]]:
     elif photos.is_dir():
         name, faces = "Manually_Annotated release", _read_manual(folder, photos)
     elif (folder / "affectnet.csv").is_file():
-        name, faces = "list affectnet.csv", _read_list(folder / "affectnet.csv")
+        name, faces = LIST_RELEASE, _read_list(folder / "affectnet.csv")
     else:
         raise UserError(
             f"{folder}: holds no train_set/, Manually_Annotated_Images/ or affectnet.csv; get "
@@ -199,7 +210,7 @@ def _read_annotation(content: bytes) -> str:
     """Return the label in a .npy file, which holds a string or a number; "" if it is damaged."""
     try:
         label = np.load(io.BytesIO(content)).item()
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, SyntaxError, TypeError, TokenError):  # of damaged headers
         return ""
     return label.decode() if isinstance(label, bytes) else str(label)
 
@@ -272,6 +283,8 @@ def _choose_targets(faces: Iterable[Face]) -> None:
             continue
         if (face.split, face.source) in seen:
             face.reason = "listed before"
+        elif face.box is None and not has_suffix(face.source, IMAGE_SUFFIXES):
+            face.reason = "unsupported file type"
         else:
             seen.add((face.split, face.source))
             classes[f"{face.split}/{read_label(face.label)[0]}"].append(face)
@@ -283,6 +296,15 @@ def _choose_targets(faces: Iterable[Face]) -> None:
 
 
 # ---- writing -------------------------------------------------------------------------------------
+
+
+def _check_margin(marker: Path, margin: float) -> None:
+    """Refuse another margin than that of an earlier conversion, whose crops are kept."""
+    if float(marker.read_text()) != margin:
+        raise UserError(
+            f"{marker.parent}: its faces were cropped with --margin {marker.read_text()}; give the "
+            "same margin, or move train/ and val/ away to crop anew"
+        )
 
 
 def _in_parallel(
@@ -302,7 +324,7 @@ def _write_image(face: Face, output: Path, copy: bool, margin: float) -> str:
             photo = Image.fromarray(read_rgb(face.source))
         elif not _is_whole_jpeg(face.source):
             read_rgb(face.source)
-    except UserError:
+    except (UserError, OSError):
         return "unreadable image"
     if face.box is not None:
         crop = crop_face(photo, face.box, margin)

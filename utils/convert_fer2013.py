@@ -142,7 +142,8 @@ def _read_folders(root: Path) -> Iterator[Face]:
         path = root / folder / "label.csv"
         for line, (name, *cells) in read_rows(path):
             label, reason = majority(cells[-len(VOTES) :], f"{path}:{line}")
-            image = path.with_name(name)
+            image = path.parent / os.path.basename(name)
+            reason = reason or ("" if name else "no image name")
             yield Face(split, image.name, label, reason, image=image)
 
 

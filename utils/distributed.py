@@ -144,7 +144,7 @@ def init(args: argparse.Namespace) -> World:
 
 def _join(device: str) -> tuple[int, int, int]:
     """Set up the process group on cpu or cuda; this process's rank, and the sizes of World."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
         return 0, 1, 1
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)

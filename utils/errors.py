@@ -54,8 +54,9 @@ def exit_on_user_error(
 ) -> Iterator[None]:
     """End a script with one line and an exit code instead of a traceback.
 
-    A `UserError` is printed to stderr and exits with 2, Ctrl-C with 130, another signal with 128
-    plus its number, and a closed stdout (`| head`) silently with 141. Other exceptions propagate.
+    A `UserError` is printed to stderr and exits with 2, and so does a file that the system does not
+    let us read; Ctrl-C exits with 130, another signal with 128 plus its number, and a closed stdout
+    (`| head`) silently with 141. Other exceptions propagate.
 
     Args:
         interrupted: printed on Ctrl-C.
@@ -86,3 +87,9 @@ def exit_on_user_error(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = one_line(os.fsdecode(error.filename))
+        print(f"error: {name}: cannot be read ({error.strerror})", file=sys.stderr)
+        raise SystemExit(2) from None

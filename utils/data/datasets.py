@@ -210,7 +210,10 @@ def bad_images(root: Path) -> set[str]:
     if not path.exists():
         return set()
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return {row["path"] for row in csv.DictReader(file)}
+        rows = csv.DictReader(file)
+        if "path" not in (rows.fieldnames or ()):
+            raise UserError(f"{path}: has no column path; remove it")
+        return {row["path"] for row in rows}
 
 
 def find_splits(root: Path) -> list[Path] | None:
@@ -307,6 +310,13 @@ def scan_rafdb(root: str | os.PathLike) -> Scan:
         else:
             reason = f"missing, but line {number} of {label_file.name} lists it"
             scan.problems.append(Problem(f"{RAFDB_IMAGES}/{aligned}", reason))
+    for split, found in codes.items() if not scan.problems else ():
+        missing = {*range(1, 8)} - {*found} if split == "train" and found else ()
+        reasons = [
+            f"no {split} image of {labels.RAFDB[code - 1]} (label {code})" for code in missing
+        ]
+        reasons += [] if found else [f"no {split} image"]
+        scan.problems += [Problem(RAFDB_LABELS, reason, of_label=True) for reason in reasons]
     scan.splits = [
         Split(image_folder, np.array(names[split], dtype="S"), np.array(codes[split], np.int64) - 1)
         for split in names
@@ -376,6 +386,9 @@ def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> 
             "images per class"
         )
     keys = sorted({path.name for split in splits for path in _subfolders(split)})
+    for key in (root.resolve().name, *keys):
+        if not key.isprintable() or not key.strip():
+            raise UserError(f"{root}: a folder is called {key!r}; rename it to plain text")
     if len(keys) < 2:
         raise UserError(f"{root}: has {plural(len(keys), 'class folder')}; at least 2 are needed")
     if all(key.isdecimal() for key in keys):

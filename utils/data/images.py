@@ -32,8 +32,12 @@ MAX_PIXELS = 100_000_000
 # Pillow warns about damaged metadata. Damaged pixels are an error, which is enough.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
+# Pillow knows these formats only by name, or needs another program to decode them.
+_STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 IMAGE_SUFFIXES = frozenset(
-    suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    suffix
+    for suffix, kind in Image.registered_extensions().items()
+    if kind in Image.OPEN and kind not in _STUBS
 )
 # What operating systems and other programs leave in folders.
 RUBBISH = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__"}
@@ -170,7 +174,9 @@ def list_files(
     files: dict[str, Path] = {}  # by their real path
     problems, others = [], Counter()
     for path in paths:
-        if not os.path.exists(path):
+        if "://" in str(path):
+            problems.append(f"{path}: is an address; download the file and give its path")
+        elif not os.path.exists(path):
             problems.append(f"{path}: no such file or folder; check the path")
         elif not os.path.isdir(path):
             files.setdefault(os.path.realpath(path), Path(path))

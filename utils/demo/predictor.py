@@ -7,7 +7,6 @@ for face in predictor(Image.open("photo.jpg")):
     print(face.box, face.label, face.probabilities)
 """
 
-import glob
 import json
 import os
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.data.images import to_rgb
+from utils.cli import existing_checkpoint
+from utils.data.images import to_rgb, walk_files
 from utils.demo.detect import Box, Face, choose_detector, cut_out, with_margin
 from utils.errors import UserError
 from utils.labels import title
@@ -78,7 +78,7 @@ class Predictor:
         *,
         margin: float = 0.1,
     ):
-        path = Path(checkpoint or default_checkpoint())
+        path = existing_checkpoint(checkpoint or default_checkpoint())
         self.detector = None if detector is None else choose_detector(detector, MODELS)
         self.margin = margin
         network = OnnxNetwork if path.suffix.lower() == ".onnx" else TorchNetwork
@@ -173,10 +173,7 @@ class TorchNetwork:
 
 
 class OnnxNetwork:
-    """A file of utils/export_onnx.py, run by ONNX Runtime. Attributes as of TorchNetwork.
-
-    It knows its data set: `dataset` is ignored.
-    """
+    """A file of utils/export_onnx.py, run by ONNX Runtime. Attributes as of TorchNetwork."""
 
     batch_size = 16
 
@@ -208,9 +205,14 @@ class OnnxNetwork:
                 "--device cpu, or pip install onnxruntime-gpu in place of onnxruntime"
             )
         about = self.session.get_modelmeta().custom_metadata_map
-        if "class_names" not in about:
+        inputs = [argument.name for argument in self.session.get_inputs()]
+        if inputs != ["faces"] or "class_names" not in about:
             raise UserError(
                 f"{path}: another network; give a file that utils/export_onnx.py has written"
+            )
+        if dataset not in (None, about["dataset"]):
+            raise UserError(
+                f"{path}: trained on {about['dataset']}, but --dataset {dataset} was given"
             )
         self.class_names = tuple(json.loads(about["class_names"]))
         self.image_size = int(about["image_size"])
@@ -230,8 +232,8 @@ def default_checkpoint() -> Path:
     released = folder / RELEASED
     if released.is_file():
         return released
-    names = glob.glob("**/best.pth", root_dir=folder, recursive=True)  # also in linked folders
-    runs = [folder / name for name in names]
+    files = map(Path, walk_files(folder) if folder.is_dir() else ())
+    runs = [path for path in files if path.name == "best.pth" and path.is_file()]
     if not runs:
         raise UserError(
             f"{folder}/ has neither {RELEASED} nor a run's best.pth; get the former from "

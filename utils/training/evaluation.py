@@ -117,6 +117,8 @@ def _report(
         # File names may hold bytes that are not valid text.
         options = {"float_format": "%.6f", "errors": "surrogateescape"}
         table.to_csv(folder / "predictions.csv", index=False, **options)
+        for path in folder.glob("tsne.*"):  # of an earlier evaluation
+            path.unlink()
     where = f"{data.title} ({(data.root or split.root).name})"
     title = f"{trained.path.name} on {where}: {100 * metrics.accuracy:.2f} %"
     confusion, tsne = (folder / f"{name}.{args.figures}" for name in ("confusion_matrix", "tsne"))

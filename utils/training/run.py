@@ -165,8 +165,12 @@ class Run:
                     f"{shown[1]}; restore it, or start a new run with another --output_dir (a "
                     "schedule may depend on --epochs)"
                 )
-        for part in ("model", "criterion", "optimizer", "scheduler"):
-            getattr(self, part).load_state_dict(content[f"{part}_state_dict"])
+        try:
+            for part in ("model", "criterion", "optimizer", "scheduler"):
+                getattr(self, part).load_state_dict(content[f"{part}_state_dict"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: does not fit this network and recipe ({reason})") from None
         torch.set_rng_state(content["rng_state"])
         if self.world.device.type == "cuda" and content["cuda_rng_state"] is not None:
             torch.cuda.set_rng_state(content["cuda_rng_state"])
@@ -199,7 +203,7 @@ class Run:
             for path in self.folder.glob(".*.tmp"):  # half written by a killed run
                 path.unlink()
             if state is None:
-                for name in RUN_FILES:
+                for name in (*RUN_FILES, "test_metrics.json"):
                     (self.folder / name).unlink(missing_ok=True)
             else:
                 self._take_over(state)
