@@ -429,3 +429,10 @@ def test_a_list_that_is_the_release_keeps_rows_whose_images_come_later(tmp_path)
     (tmp_path / "affectnet.csv").write_text(text)
     convert(tmp_path)
     assert (tmp_path / "affectnet.csv").read_text() == text
+
+
+def test_the_working_directory_can_be_converted(npy, monkeypatch):
+    monkeypatch.chdir(npy)
+    convert(".")
+    assert report(npy) == {} and (npy / "affectnet.csv").exists()
+    assert not (npy / UNFINISHED).exists()

@@ -91,7 +91,7 @@ def find_converted(output: Path, folders: Iterable[str], faces: Iterable[Face]) 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
     """Write a file and its folder. An interruption leaves the whole file or none."""
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(os.path.abspath(path))
     if not os.path.isdir(folder):
         os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".tmp-{name}")
