@@ -131,18 +131,12 @@ def _close_pairs(
     count = min(len(unique), int(2 * len(unique) ** 0.5))
     centers = features[np.random.default_rng(0).choice(len(unique), count, replace=False)]
     per_image = min(_CLUSTERS, count)
-    nearest = [
-        np.argpartition(_distances(part, centers), per_image - 1)[:, :per_image].copy()
-        for part in np.array_split(features, 1 + len(unique) // _CHUNK)
-    ]
-    members = [hits // per_image for hits in _group(np.concatenate(nearest).ravel(), count)]
+    nearest = _nearest(features, centers, per_image)
+    members = [hits // per_image for hits in _group(nearest.ravel(), count)]
     for flipped, queries in ((False, features), (True, mirrored)):
-        nearest = [
-            _distances(part, centers).argmin(axis=1)
-            for part in np.array_split(queries, 1 + len(unique) // _CHUNK)
-        ]
+        groups = _group(_nearest(queries, centers, 1).ravel(), count)
         pairs = []
-        for mine, theirs in zip(_group(np.concatenate(nearest), count), members, strict=True):
+        for mine, theirs in zip(groups, members, strict=True):
             i, j = np.nonzero(_distances(queries[mine], features[theirs]) < radius**2)
             i, j = mine[i], theirs[j]
             pairs.append(np.minimum(i, j) * len(unique) + np.maximum(i, j))
@@ -170,6 +164,16 @@ def _learn_directions(thumbnails: np.ndarray) -> tuple[np.ndarray, float]:
     # Directions learnt from few images fit the crops of these too well.
     radius = max(1.0, (1 + 50 / len(thumbnails)) * float(radius))
     return directions.astype(np.float32), radius
+
+
+def _nearest(points: np.ndarray, centers: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the nearest centers of each point: (n, d), (m, d) -> (n, count)."""
+    return np.concatenate(
+        [  # copied, as a view would keep a part's distances to all centers
+            np.argpartition(_distances(part, centers), count - 1)[:, :count].copy()
+            for part in np.array_split(points, 1 + len(points) // _CHUNK)
+        ]
+    )
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
