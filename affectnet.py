@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     data = data.with_validation(args.val_fraction, args.seed)
 
     # ---- network and losses ----------------------------------------------------------------------
-    model = DAN(num_class=data.num_class, **cli.network_flags(args))
+    model = DAN(num_class=data.num_class, **cli.network_flags(vars(args)))
     if saved is None:
         checkpoint.load_pretrained(model, args.pretrained)
     criterion = DANLoss(

@@ -95,8 +95,9 @@ def test_writing_names_the_file_and_the_reason(tmp_path):
         raise ValueError
 
 
-@pytest.mark.parametrize("every, lines", [(1e-9, 4), (60, 0)])
-def test_progress_in_a_log(every, lines, monkeypatch, capsys):
+@pytest.mark.parametrize("first, every, lines", [(1e-9, 1e-9, 4), (1e-9, 60, 1), (60, 1e-9, 0)])
+def test_progress_in_a_log(first, every, lines, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LOG_FIRST", first)
     monkeypatch.setattr(progress, "LOG_EVERY", every)
     bar = progress.progress(range(4), desc="epoch 1")
     for _ in bar:

@@ -49,7 +49,7 @@ def recipe(*argv):
     if args.evaluate:
         evaluation.evaluate_checkpoint(args, saved, data, world)
         return
-    model = TinyDAN(num_class=data.num_class, **cli.network_flags(args))
+    model = TinyDAN(num_class=data.num_class, **cli.network_flags(vars(args)))
     if saved is None:
         checkpoint.load_pretrained(model, args.pretrained)
     criterion = DANLoss(num_class=data.num_class, batch_mean=world.mean)

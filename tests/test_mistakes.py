@@ -48,7 +48,7 @@ RAFDB_TRAINING = {
     "--device cuda:77": "--device cuda:77",
     "--resume nothing.pth": "nothing.pth: no such checkpoint",
     "--resume weights/page.pth": "web page",
-    "--resume weights/best.pth": "weights/best.pth: not a run's checkpoint",
+    "--resume weights/best.pth": "weights/best.pth: not the last.pth of a run",
     "--resume --evaluate --checkpoint weights/best.pth": "exclude each other",
     "--resume weights/best.pth --overwrite": "--resume and --overwrite exclude each other",
     "--tsne": "--tsne goes together with --evaluate",

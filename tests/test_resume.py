@@ -150,15 +150,6 @@ def test_flags_that_are_not_given_are_those_of_the_run(toy_raf, tmp_path):
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
 
 
-def test_resumed_into_another_folder(toy_raf, small_run, tmp_path):
-    """The first one stays as it is; the best network comes along."""
-    before = {path.name: path.read_bytes() for path in small_run.iterdir() if path.is_file()}
-    train_raf(toy_raf, tmp_path, "--resume", str(small_run), "--epochs", "3")
-    assert {p.name: p.read_bytes() for p in small_run.iterdir() if p.is_file()} == before
-    assert [row["epoch"] for row in metrics(tmp_path)] == ["1", "2", "3"]
-    assert (tmp_path / "best.pth").is_file()
-
-
 def test_a_bare_resume_finds_the_run_in_the_default_folder(toy_raf, toy_aff, tmp_path, monkeypatch):
     """Also the one of other class folders, which is called after them."""
     monkeypatch.chdir(tmp_path)
@@ -262,7 +253,7 @@ def test_other_data_are_refused(toy_raf, small_run, tmp_path):
     labels = tmp_path / "raf/EmoLabel/list_patition_label.txt"
     labels.write_text(labels.read_text().replace("train_00001.jpg 4", "train_00001.jpg 2"))
     with pytest.raises(UserError, match="other images or labels"):
-        train_raf(tmp_path / "raf", tmp_path / "run", "--resume", str(small_run), "--epochs", "3")
+        train_raf(tmp_path / "raf", small_run, "--resume", "--epochs", "3")
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(toy_raf, small_run, tmp_path):
@@ -272,8 +263,6 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(toy_raf, small_run, tmp_pa
         train_raf(toy_raf, folder)
     told = str(error.value).partition("--resume ")[2].partition(", replace")[0]
     assert shlex.split(told) == [str(folder / "last.pth")]
-    with pytest.raises(UserError, match="already holds a run"):  # nor by what continues elsewhere
-        train_raf(toy_raf, folder, "--resume", str(small_run / "best.pth"))
     assert (folder / "last.pth").read_bytes() == before
     train_raf(toy_raf, folder, "--overwrite", "--epochs", "1")
     assert [row["epoch"] for row in metrics(folder)] == ["1"]
@@ -291,10 +280,15 @@ def test_runs_of_earlier_versions_continue(toy_raf, small_run, tmp_path):
     assert len(metrics(tmp_path)) == 3
 
 
-def test_released_weights_are_not_a_run(toy_raf, tmp_path):
+def test_only_the_last_checkpoint_of_a_run_is_continued(small_run, tmp_path):
+    """Not a released file, and not best.pth, after which the epochs that follow it would be lost.
+    The run goes on in its own folder."""
     torch.save({"iter": 21, "model_state_dict": {}}, tmp_path / "rafdb_epoch21.pth")
-    with pytest.raises(UserError, match="not a run's checkpoint"):
-        train_raf(toy_raf, tmp_path / "run", "--resume", str(tmp_path / "rafdb_epoch21.pth"))
+    for path in (tmp_path / "rafdb_epoch21.pth", small_run / "best.pth"):
+        with pytest.raises(UserError, match="not the last.pth of a run"):
+            rafdb.main(["--resume", str(path)])
+    with pytest.raises(UserError, match="continues in its own folder"):
+        rafdb.main(["--resume", str(small_run), "--output_dir", str(tmp_path / "other")])
 
 
 def test_a_run_of_another_script_is_refused_before_anything_is_drawn(

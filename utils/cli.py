@@ -158,8 +158,8 @@ class RecipeParser(Parser):
             nargs="?",
             const=True,
             metavar="FILE",
-            help="continue the run of FILE, a last.pth, with its flags; without FILE, continue the "
-            "run in --output_dir, or start one if there is none",
+            help="continue the run of FILE, a last.pth, in its folder and with its flags; without "
+            "FILE the run in --output_dir, or start one if there is none",
         )
         add("--overwrite", action="store_true", help="replace a run that --output_dir holds")
         formats = ("png", "pdf", "svg")
@@ -281,25 +281,23 @@ def _run_to_continue(parser: RecipeParser, args: argparse.Namespace) -> Path | N
     """Resolve `output_dir`, and find the checkpoint that --resume is about."""
     name = parser.name if isinstance(parser.name, str) else parser.name(args)
     folder = Path(args.output_dir or f"models/{'toy-' if args.toy else ''}{name}")
-    path = None
     if isinstance(args.resume, str):
         path = Path(args.resume)
-        path = existing_checkpoint(path / "last.pth" if path.is_dir() else path)
-        folder = Path(args.output_dir or path.parent)
+        return existing_checkpoint(path / "last.pth" if path.is_dir() else path)
+    args.output_dir = str(folder)
     last = folder / "last.pth"
-    if args.resume is True and last.is_file():
-        path = last
-    elif args.resume is True and int(os.environ.get("RANK", 0)) == 0:
+    if args.resume and last.is_file():
+        return last
+    if args.resume and int(os.environ.get("RANK", 0)) == 0:
         print(f"{folder}: no run to continue, so one starts; --resume FILE names another")
     held = [name for name in RUN_FILES if os.path.exists(folder / name)]
-    if held and not args.overwrite and not (path and last.exists() and path.samefile(last)):
+    if held and not args.overwrite:
         go_on = f"continue it with --resume {shlex.quote(str(last))}, " if last.exists() else ""
         raise UserError(
             f"{folder}: already holds a run ({', '.join(held)}); {go_on}"
             "replace it with --overwrite, or give another --output_dir"
         )
-    args.output_dir = str(folder)
-    return path
+    return None
 
 
 def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> Saved:
@@ -308,8 +306,15 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
 
     content = checkpoint.load(path)
     saved = content.get("config", {})
-    if "epochs" not in saved or "optimizer_state_dict" not in content:
-        raise UserError(f"{path}: not a run's checkpoint, from which it could continue")
+    if path.name != "last.pth" or "epochs" not in saved:
+        raise UserError(f"{path}: not the last.pth of a run; give that, or the run's folder")
+    folder = args.output_dir or path.parent
+    if not os.path.exists(folder) or not path.parent.samefile(folder):
+        raise UserError(
+            f"{path}: a run continues in its own folder; leave --output_dir {folder} out, or copy "
+            "the run there first"
+        )
+    args.output_dir = str(path.parent)
     _check_script(args, saved, path)
     if any(name.endswith("_path") for name in given):
         saved = {**saved, "toy": args.toy}  # draw nothing where other data are named
@@ -345,9 +350,8 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def network_flags(flags: Mapping[str, Any] | argparse.Namespace) -> dict[str, Any]:
-    """DAN's arguments, besides num_class, among the flags or in a checkpoint's configuration."""
-    flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
+def network_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """DAN's arguments, besides num_class, among the flags of a run."""
     return {name: flags[name] for name in NETWORK_FLAGS if name in flags}
 
 

@@ -5,6 +5,7 @@ A single process is a world of size 1, in which all of this costs nothing.
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ class World:
 
     def print_once(self, text: str) -> None:
         if self.is_main:
-            print(text, flush=True)
+            tqdm.write(text)  # above a progress bar, if there is one
+            sys.stdout.flush()
 
     def progress(self, iterable: Iterable | None = None, **kwargs) -> tqdm:
         """Show a progress bar in the main process."""

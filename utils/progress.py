@@ -1,17 +1,26 @@
 """Progress of a long loop: a bar on a terminal, an occasional line in a log."""
 
+import io
 import sys
 from collections.abc import Iterable
-from typing import TextIO
 
 from tqdm import tqdm
 
-LOG_EVERY = 60  # seconds between two lines where stderr is not a terminal
+LOG_FIRST, LOG_EVERY = 10, 60  # seconds until the first line, and between any two after it
 LOG_FORMAT = "{desc}: {n_fmt} of {total_fmt}, {elapsed} elapsed, {remaining} left{postfix}"
 
 
+class _Log(tqdm):
+    """Prints lines of their own instead of updating one."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:  # tqdm erases a bar with an empty one
+            print(self, file=sys.stderr, flush=True)
+            self.mininterval = LOG_EVERY
+
+
 def progress(iterable: Iterable | None = None, *, shown: bool = True, **kwargs) -> tqdm:
-    """tqdm on stderr. A loop that ends within LOG_EVERY seconds leaves nothing in a log.
+    """tqdm on stderr. A loop that ends within LOG_FIRST seconds leaves nothing in a log.
 
     Args:
         shown: False for processes that should stay silent.
@@ -19,28 +28,13 @@ def progress(iterable: Iterable | None = None, *, shown: bool = True, **kwargs) 
     """
     if not shown or sys.stderr.isatty():
         return tqdm(iterable, leave=False, disable=not shown, **kwargs)
-    return tqdm(
+    return _Log(
         iterable,
         leave=False,
-        file=_Lines(sys.stderr),
+        file=io.StringIO(),  # tqdm.write would draw a bar of stderr anew
         bar_format=LOG_FORMAT,
-        delay=LOG_EVERY,
-        mininterval=LOG_EVERY,
+        delay=LOG_FIRST,
+        mininterval=LOG_FIRST,
         miniters=1,  # otherwise tqdm estimates how many iterations fill the interval
         **kwargs,
     )
-
-
-class _Lines:
-    """A stream that turns tqdm's updates of one line into lines of their own, and that tqdm.write
-    does not take for the terminal, on which it would draw the bar anew."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        if text := text.strip():
-            print(text, file=self.stream, flush=True)
-
-    def flush(self) -> None:
-        self.stream.flush()

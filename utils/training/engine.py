@@ -1,7 +1,6 @@
 """The training loop and the evaluation loop."""
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,18 +68,25 @@ def fit(run: Run, data: FaceData, augment: Augmentation, *, order: Order) -> Non
 def _train(
     run: Run, train_loader: FaceLoader, val_loader: FaceLoader, augment: Augmentation
 ) -> None:
-    args = run.args
+    args, steps = run.args, len(train_loader)
+    bar = run.world.progress(
+        total=args.epochs * steps,
+        initial=len(run.history) * steps + run.progress.steps,
+        unit="step",
+        smoothing=0,  # the time that is left includes evaluations
+    )
     try:
-        with Interruptions(run.world) as signals:
+        with bar, Interruptions(run.world) as signals:
             while len(run.history) < args.epochs:
-                row = train_one_epoch(run, train_loader, augment, signals.check)
+                bar.set_description_str(f"epoch {len(run.history) + 1} of {args.epochs}", False)
+                row = train_one_epoch(run, train_loader, augment, signals.check, bar)
                 run.world.broadcast_buffers(run.model)
                 evaluation = evaluate(
                     run.model, val_loader, args.image_size, run.criterion, signals.check
                 )
                 run.end_epoch(row, evaluation)
     except Interrupted as interruption:
-        run.save_interrupted(len(train_loader), interruption.signal_number)
+        run.save_interrupted(steps, interruption.signal_number)
     except torch.OutOfMemoryError:
         raise UserError(
             f"out of GPU memory with --batch_size {args.batch_size} at {args.image_size} pixels in "
@@ -94,11 +100,13 @@ def train_one_epoch(
     loader: FaceLoader,
     augment: Augmentation,
     check: Callable[[], None] = lambda: None,
+    bar: tqdm | None = None,
 ) -> dict[str, float]:
     """Train the next epoch, or finish an interrupted one, and step the schedule.
 
     Args:
         check: called after each step; if it raises, `run.progress` holds what was done.
+        bar: of the whole run.
 
     Returns:
         The epoch's row of metrics.csv, without the evaluation's part.
@@ -114,10 +122,9 @@ def train_one_epoch(
     run.model.train()
     totals = torch.zeros(len(loader), device=world.device)  # of this pass
     first, before, started = progress.steps, progress.seconds, time.perf_counter()
-    forecast, recent = Forecast(run, len(loader)), ""
+    bar = bar or tqdm(disable=True)
     batches = loader.epoch(epoch, first)
-    bar = world.progress(batches, desc=f"epoch {epoch}", total=len(loader), initial=first)
-    for step, (images, labels, share, count) in enumerate(bar, start=first):
+    for step, (images, labels, share, count) in enumerate(batches, start=first):
         draws = augment.draw(count, size, generator(seed, epoch, step))
         inputs = augment.apply(images, size, draws.of(share))
         losses, logits = run.forward(inputs, labels)
@@ -133,8 +140,8 @@ def train_one_epoch(
         totals[step] = losses.total.detach()
         if progress.steps % CHECK_LOSS_EVERY == 0:
             check_losses(totals, epoch)
-            recent = f", loss {totals[step].item():.3f}"
-        bar.set_postfix_str(forecast.after(progress.steps) + recent, refresh=False)
+            bar.set_postfix_str(f"loss {totals[step].item():.3f}", refresh=False)
+        bar.update()
         try:
             check()
         except Interrupted:
@@ -187,30 +194,6 @@ def rate_factor(run: Run, step: int, steps: int) -> float:
     if args.schedule == "cosine":
         factor *= (1 + math.cos(math.pi * (done - 1 / steps) / args.epochs)) / 2
     return factor
-
-
-class Forecast:
-    """Estimates when a run will be over, from the steps of an epoch so far."""
-
-    def __init__(self, run: Run, steps: int):
-        self.run = run
-        self.steps = steps
-        self.begun: tuple[int, float] | None = None  # the first step here takes longer than others
-
-    def after(self, step: int) -> str:
-        """The time that is left; printed once to a log, which has no bar."""
-        run, now = self.run, time.perf_counter()
-        if self.begun is None:
-            self.begun = step, now
-            return ""
-        first, since = self.begun
-        left = (run.args.epochs - len(run.history)) * self.steps - step
-        text = tqdm.format_interval((now - since) / (step - first) * left)
-        if not run.forecast_printed:
-            run.forecast_printed = True
-            if run.world.is_main and not sys.stderr.isatty():
-                print(f"about {text} for the {left} steps to come", file=sys.stderr, flush=True)
-        return f"all done in {text}"
 
 
 def check_losses(totals: Tensor, epoch: int) -> None:

@@ -77,13 +77,12 @@ class Run:
         self.history: list[Row] = []
         self.best_confusion: np.ndarray | None = None  # (C, C), of the best epoch
         self.progress = self._new_progress()
-        self.forecast_printed = False
         self.forward: nn.Module = _NetworkAndLosses(
             self.model, self.criterion, args.compile, world.autocast
         )
         if world.size > 1:
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
-        self._continued_from = None if saved is None else saved.path
+        self._continues = saved is not None
         world.print_once(data.summary())
         where = f"{world.size} processes, each on " if world.size > 1 else ""
         world.print_once(
@@ -189,12 +188,11 @@ class Run:
 
     def open_folder(self) -> None:
         """Make the folder and write config.json; remove what an overwritten run left there, or
-        bring it to the state of the run that continues in it.
+        complete what the continued run wrote.
 
         Raises:
             UserError: it cannot be written.
         """
-        state = None if self._continued_from is None else self.state()
         self.world.barrier()  # no process should take these files for an earlier run
         if not self.world.is_main:
             return
@@ -202,11 +200,14 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob(".*.tmp"):  # half written by a killed run
                 path.unlink()
-            if state is None:
+            if not self._continues:
                 for name in (*RUN_FILES, "test_metrics.json"):
                     (self.folder / name).unlink(missing_ok=True)
-            else:
-                self._take_over(state)
+            elif self.history:
+                if self.best_row is self.history[-1] and not self.progress.steps:
+                    # A run may be killed between writing the two.
+                    checkpoint.link(self.folder / "last.pth", self.folder / "best.pth")
+                self._write_metrics()
             splits = self.data.splits.items()
             config = {
                 "dataset": self.data.name,
@@ -226,19 +227,6 @@ class Run:
                 "torchvision": torchvision.__version__,
             }
             self._write("config.json", json.dumps(config, indent=2) + "\n")
-
-    def _take_over(self, state: dict[str, Any]) -> None:
-        """Bring the folder to the state of the run that continues in it."""
-        last, best = self.folder / "last.pth", self.folder / "best.pth"
-        elsewhere = self._continued_from.with_name("best.pth")
-        if not last.exists() or not last.samefile(self._continued_from):
-            checkpoint.save(last, state)
-            if elsewhere.exists():
-                checkpoint.link(elsewhere, best)
-        if self.history:
-            if self.best_row is self.history[-1] and not self.progress.steps:
-                checkpoint.link(last, best)  # a run may be killed between the two
-            self._write_metrics()
 
     def end_epoch(self, row: Row, evaluation: "Evaluation") -> None:
         """Complete the epoch's row, log it, save last.pth and best.pth."""
