@@ -93,17 +93,14 @@ NOT_RUN = {
     "python rafdb.py": "needs RAF-DB",
     "python rafdb.py --resume": "needs RAF-DB",
     "python affectnet.py --epochs 10": "needs AffectNet",
-    "python affectnet.py --epochs 10 --num_class 7": "needs AffectNet",
     "python affectnet.py --toy": "another test",
-    "python affectnet.py --aff_path my_data --pretrained imagenet": "needs data and the network",
+    "python affectnet.py --aff_path datasets/FER2013": "needs FER2013",
     "python utils/convert_affectnet.py --aff_path datasets/AffectNet": "needs AffectNet",
     "python utils/check_data.py datasets/raf-basic": "needs RAF-DB",
     "python affectnet.py --evaluate --checkpoint models/affecnet8_epoch5_acc0.6209.pth": (
         "needs AffectNet and the released weights"
     ),
-    "python utils/convert_fer2013.py --fer2013 fer2013.csv --ferplus fer2013new.csv": (
-        "needs FER2013"
-    ),
+    "python utils/convert_fer2013.py --fer2013 fer2013.csv --ferplus fer2013new.csv": "the same",
     "torchrun --nproc_per_node=4 rafdb.py": "needs RAF-DB and GPUs; see test_distributed.py",
 }
 
