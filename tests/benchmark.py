@@ -43,6 +43,7 @@ from tests.bench.pipelines import (
 from tests.bench.yardstick import Yardstick, YardstickTraining, maps_one_by_one
 from utils import cli
 from utils.data.loader import shuffled
+from utils.data.transforms import preprocess
 from utils.demo.predictor import OnnxNetwork
 from utils.device import device_name, generator, resolve_device, resolve_precision
 from utils.errors import exit_on_user_error
@@ -135,7 +136,10 @@ def measure_host(setup: Setup, table: Table, source: Source) -> None:
         theirs, loaded, augmented = replace(setup.watch, device=cpu).medians(
             lambda: list(source.plain_loader(setup, shuffle=True)),
             lambda: list(loader.epoch()),
-            lambda: [source.augment(x, SIZE, generator(0)) for x, *_ in loader.epoch()],
+            lambda: [
+                preprocess(x, SIZE, source.augment.draw(len(x), SIZE, generator(0)))
+                for x, *_ in loader.epoch()
+            ],
             times=3,
         )
     table.rates(f"one core, {source.name}", setup.batch_size, theirs, loaded)

@@ -53,7 +53,8 @@ def test_epoch_equals_a_plain_loop(toy_raf, tmp_path):
     plain.model.train()
     totals, hits = [0.0] * 4, 0
     for step, (images, labels, *_) in enumerate(loader.epoch(3)):
-        output = plain.model(AUGMENT(images, 32, generator(5, 3, step)))
+        draws = AUGMENT.draw(len(images), 32, generator(5, 3, step))
+        output = plain.model(preprocess(images, 32, draws))
         losses = plain.criterion(output, labels)
         plain.optimizer.zero_grad()
         losses.total.backward()

@@ -29,6 +29,10 @@ def photos(n, height, width):
     return torch.from_numpy(np.stack(pieces)).permute(0, 3, 1, 2).contiguous()
 
 
+def augmented(recipe, images, size):
+    return preprocess(images, size, recipe.draw(len(images), size, generator()))
+
+
 def to_pil(image):
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
@@ -99,7 +103,7 @@ def test_preprocess_equals_torchvision(height, width):
         torch.testing.assert_close(result, expected, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("transform", [preprocess, lambda i, s: RAFDB(i, s, generator())])
+@pytest.mark.parametrize("transform", [preprocess, lambda i, s: augmented(RAFDB, i, s)])
 def test_memory_layout_does_not_matter_and_the_input_stays(transform):
     for side in (64, 96):
         images = photos(33, 96, 96)
@@ -115,7 +119,7 @@ def test_memory_layout_does_not_matter_and_the_input_stays(transform):
 def test_any_number_of_images(n):
     images = torch.zeros(n, 3, 40, 40, dtype=torch.uint8)
     assert preprocess(images, 32).shape == (n, 3, 32, 32)
-    assert AFFECTNET(images, 32, generator()).shape == (n, 3, 32, 32)
+    assert augmented(AFFECTNET, images, 32).shape == (n, 3, 32, 32)
 
 
 def test_flip_crop_and_erasing_are_exact():
@@ -127,7 +131,7 @@ def test_flip_crop_and_erasing_are_exact():
     draws.crop[:] = torch.tensor([[0, 0], [64, 64], [32, 32], [5, 60], [40, 0], [0, 0]]) - 32
     draws.shift[3] = torch.tensor([-30, 44])
     draws.erase[[1, 2]] = torch.tensor([[0, 0, 50, 223], [100, 200, 124, 24]])
-    result = RAFDB.apply(images, 224, draws)
+    result = preprocess(images, 224, draws)
     expected = [torchvision_augmented(image, 224, draws, i) for i, image in enumerate(images)]
     torch.testing.assert_close(result, torch.stack(expected), atol=2e-6, rtol=0)
     assert (result[1, :, :50, :223] == 0).all() and (result[2, :, 100:, 200:] == 0).all()
@@ -138,7 +142,7 @@ def test_flip_crop_and_erasing_are_exact():
 def test_recipes_equal_torchvision(recipe, height, width, size):
     images = photos(16, height, width)
     draws = recipe.draw(16, size, generator(1))._replace(geometric=torch.arange(16) % 4 != 0)
-    result = recipe.apply(images, size, draws)
+    result = preprocess(images, size, draws)
     expected = torch.stack(
         [torchvision_augmented(image, size, draws, i) for i, image in enumerate(images)]
     )
@@ -154,17 +158,10 @@ def test_rotation_equals_torchvision_rotate():
     images = photos(8, 128, 128)
     angle = torch.tensor([-20, -13.37, -1, -0.01, 0, 0.5, 7.7, 20], dtype=torch.float64)
     draws = unchanged(8)._replace(angle=angle, geometric=torch.ones(8, dtype=torch.bool))
-    result = grey_levels(AFFECTNET.apply(images, 128, draws))
+    result = grey_levels(preprocess(images, 128, draws))
     for image, degrees, ours in zip(images, angle.tolist(), result, strict=True):
         rotated = TF.pil_to_tensor(TF.rotate(to_pil(image), -degrees))
         assert ((ours - rotated).abs() > 0.01).float().mean() < 1e-4
-
-
-def test_call_draws_then_applies():
-    images = photos(5, 100, 100)
-    expected = AFFECTNET.apply(images, 64, AFFECTNET.draw(5, 64, generator(3)))
-    assert torch.equal(AFFECTNET(images, 64, generator(3)), expected)
-    assert not torch.equal(AFFECTNET(images, 64, generator(4)), expected)
 
 
 def test_each_image_has_draws_of_its_own():
@@ -239,17 +236,17 @@ def test_erasing_tries_ten_times_then_leaves_the_image():
 def test_cuda_equals_cpu_without_synchronising(side):
     images = photos(40, side, side)
     on_gpu = images.cuda()
-    AFFECTNET(on_gpu, 224, generator())  # the first call allocates
+    augmented(AFFECTNET, on_gpu, 224)  # the first call allocates
     torch.cuda.set_sync_debug_mode("error")
     try:
-        augmented = AFFECTNET(on_gpu, 224, generator())
+        ours = augmented(AFFECTNET, on_gpu, 224)
         plain = preprocess(on_gpu, 224)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for ours, expected in (
-        (augmented, AFFECTNET(images, 224, generator())),
+    for result, expected in (
+        (ours, augmented(AFFECTNET, images, 224)),
         (plain, preprocess(images, 224)),
     ):
-        assert ours.is_contiguous(memory_format=torch.channels_last)
-        difference = (grey_levels(ours.cpu()) - grey_levels(expected)).abs()
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        difference = (grey_levels(result.cpu()) - grey_levels(expected)).abs()
         assert difference.max() < 1.01 and difference.mean() < 0.1

@@ -22,20 +22,6 @@ _CPU_PIECE = 32  # images that pass all steps together on a CPU: buffers that sm
 _FAR = 1 << 29  # a 16.16 fixed-point coordinate outside every image, whatever is added to it
 
 
-def preprocess(images: Tensor, size: int) -> Tensor:
-    """Resize to a square and normalise, for every use of a trained model.
-
-    Args:
-        images: (N, 3, h, w) uint8 RGB, on any device.
-        size: side of the result in pixels.
-
-    Returns:
-        (N, 3, size, size) float32 in channels-last memory: ImageNet-normalised, resized as
-        torchvision's `Resize((size, size))` resizes a PIL image.
-    """
-    return _transform(images, size, None)
-
-
 class Draws(NamedTuple):
     """What chance decides for each of N images; all tensors on the CPU."""
 
@@ -71,21 +57,13 @@ class Augmentation:
     erasing_scale: tuple[float, float] = (0.02, 0.25)  # range of the rectangle's share of the image
     erasing_ratio: tuple[float, float] = (0.3, 3.3)  # range of its height divided by its width
 
-    def __call__(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """Resize and augment a batch.
+    def draw(self, n: int, size: int, generator: torch.Generator) -> Draws:
+        """Draw for n images.
 
         Args:
-            images: (N, 3, h, w) uint8 RGB, on any device.
-            size: side of the result in pixels.
-            generator: of the CPU; it advances by the same amount for every batch of N.
-
-        Returns:
-            (N, 3, size, size) float32 in channels-last memory.
+            size: side of the network's input in pixels.
+            generator: of the CPU; it advances by the same amount for every batch of n.
         """
-        return self.apply(images, size, self.draw(len(images), size, generator))
-
-    def draw(self, n: int, size: int, generator: torch.Generator) -> Draws:
-        """Draw for n images of a given side."""
         # Drawn whether needed or not, so that no image's numbers depend on another's.
         u = torch.rand(n, 9 + 4 * _ERASING_ATTEMPTS, generator=generator, dtype=torch.float64)
         padding = round(self.crop_padding * size)
@@ -99,10 +77,6 @@ class Augmentation:
             erase=self._rectangles(u[:, 9:].unflatten(1, (-1, 4)), size)
             * (u[:, 8:9] < self.erasing),
         )
-
-    def apply(self, images: Tensor, size: int, draws: Draws) -> Tensor:
-        """Resize and augment by given draws; arguments and result as in a call."""
-        return _transform(images, size, draws)
 
     def _rectangles(self, u: Tensor, size: int) -> Tensor:
         """Uniform numbers (N, attempts, 4) -> the first rectangle that fits, (N, 4) int64."""
@@ -120,8 +94,17 @@ class Augmentation:
         return rectangles[torch.arange(len(u)), first].long()
 
 
-def _transform(images: Tensor, size: int, draws: Draws | None) -> Tensor:
-    """(N, 3, h, w) uint8 -> (N, 3, size, size) float32, augmented where there are draws."""
+def preprocess(images: Tensor, size: int, draws: Draws | None = None) -> Tensor:
+    """Resize to a square, augment if there are draws, and normalise.
+
+    Args:
+        images: (N, 3, h, w) uint8 RGB, on any device.
+        size: side of the result in pixels.
+
+    Returns:
+        (N, 3, size, size) float32 in channels-last memory: ImageNet-normalised, resized as
+        torchvision's `Resize((size, size))` resizes a PIL image.
+    """
     n = len(images)
     result = torch.empty(n, size, size, 3, device=images.device)
     step = max(n, 1) if images.is_cuda else _CPU_PIECE

@@ -126,7 +126,7 @@ def train_one_epoch(
     batches = loader.epoch(epoch, first)
     for step, (images, labels, share, count) in enumerate(batches, start=first):
         draws = augment.draw(count, size, generator(seed, epoch, step))
-        inputs = augment.apply(images, size, draws.of(share))
+        inputs = preprocess(images, size, draws.of(share))
         losses, logits = run.forward(inputs, labels)
         run.optimizer.zero_grad()
         losses.total.backward()
