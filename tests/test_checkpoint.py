@@ -75,7 +75,6 @@ def test_numbers_and_arrays_of_numpy_are_data(tmp_path):
     [
         (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
         (b"\xef\xbb\xbf\r\n <HTML>Quota exceeded</html>", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (b"", "not a checkpoint"),
         (bytes(range(256)) * 20, "not a checkpoint"),
         (b"PK\x03\x04 but no more", "not a checkpoint"),

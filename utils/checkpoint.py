@@ -144,8 +144,6 @@ def _refuse_other_kinds(path: Path, is_zip: bool) -> None:
         start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html")):
         raise UserError(f"{path}: is a web page; open its address in a browser and download again")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: only points to a file in git-lfs; run git lfs pull")
 
 
 def load_pretrained(model: nn.Module, name: str) -> None:
