@@ -144,13 +144,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table.set_axis(header, axis=1).to_string(index=False))
     if any(name in names for name in DATA):
         print("These runs are on different data: compare only rows of the same data.")
+    lines = [table.columns, ["---"] * table.shape[1], *table.to_numpy()]
+    markdown = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
     latex = table.to_latex(index=False, escape=True, column_format="r" * table.shape[1])
     output, figure = args.output, f"curves.{args.figures}"
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
         pd.DataFrame(numbers).to_csv(output / "comparison.csv", **options)
-        (output / "comparison.md").write_text(_markdown(table), encoding="utf-8")
+        (output / "comparison.md").write_text(markdown, encoding="utf-8")
         (output / "comparison.tex").write_text(latex.replace("±", r"$\pm$"), encoding="utf-8")
     plot_comparison(curves, output / figure)
     print(f"files in {output}/: comparison.csv comparison.md comparison.tex {figure}")
@@ -160,11 +162,6 @@ def _percent(mean: float, deviation: float) -> str:
     if pd.isna(mean):
         return "-"
     return f"{100 * mean:.2f}" + ("" if pd.isna(deviation) else f" ± {100 * deviation:.2f}")
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    rows = [table.columns, ["---"] * table.shape[1], *table.to_numpy()]
-    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,23 @@ from utils.distributed import World
 from utils.errors import UserError, writing
 from utils.labels import canonical
 from utils.training import plots
-from utils.training.engine import Evaluation, evaluate
+from utils.training.engine import evaluate
 from utils.training.metrics import SCORES
 
 
 def evaluate_checkpoint(
     args: argparse.Namespace, trained: TrainedDAN, data: FaceData, world: World
-) -> Evaluation:
+) -> None:
     """Print accuracies and a table by class; write metrics.json, predictions.csv and figures.
 
     Raises:
         UserError: the data have a class that the checkpoint does not know.
     """
+    # ---- predictions ----
     class_mapping = match_classes(trained, data)
+    split = data.held_out
     loader = FaceLoader(
-        data.held_out,
+        split,
         batch_size=args.batch_size,
         image_size=trained.image_size,
         workers=args.workers,
@@ -36,6 +38,7 @@ def evaluate_checkpoint(
     )
     model = trained.inference_network(world.device, world.autocast)
     result = evaluate(model, loader, trained.image_size)
+    world.shutdown()
     trained.check_predictions(result.probabilities)
     if trained.class_names != data.class_names:
         pairs = ", ".join(f"{ours} = {theirs}" for ours, theirs in class_mapping.items())
@@ -45,12 +48,58 @@ def evaluate_checkpoint(
         )
         columns = [trained.class_names.index(name) for name in class_mapping.values()]
         probabilities = result.probabilities[:, columns]
-        probabilities /= probabilities.sum(dim=1, keepdim=True)
-        result = replace(result, probabilities=probabilities)
-    if world.is_main:
-        _report(args, trained, data, world.precision, result, class_mapping)
-    world.shutdown()
-    return result
+        result = replace(result, probabilities=probabilities / probabilities.sum(1, keepdim=True))
+    if not world.is_main:
+        return
+
+    # ---- scores ----
+    names, labels, metrics = list(data.class_names), result.labels.numpy(), result.metrics
+    per_class = metrics.per_class.set_axis(names)
+    percent = per_class * [1, 100, 100, 100]  # but for the number of images
+    print(percent.to_string(float_format="{:.2f}".format, na_rep="-"))
+    print(
+        f"\naccuracy {100 * metrics.accuracy:.2f} %, balanced accuracy "
+        f"{100 * metrics.balanced_accuracy:.2f} %, macro-F1 {100 * metrics.macro_f1:.2f} %, "
+        f"{len(labels)} images of {data.title}"
+    )
+
+    # ---- files ----
+    root = data.root or split.root
+    without_nan = per_class.astype(object).where(per_class.notna(), None)  # which JSON lacks
+    summary = {
+        "checkpoint": str(trained.path),
+        "epoch": trained.epoch,
+        "dataset": data.title,
+        "data": str(root),
+        "data_flags": {n: v for n, v in vars(args).items() if n in trained.config},
+        "precision": world.precision,
+        "images": len(labels),
+        **{score: getattr(metrics, score) for score in SCORES},
+        "class_mapping": class_mapping,
+        "per_class": without_nan.to_dict("index"),
+        "confusion": metrics.confusion.tolist(),
+    }
+    table = pd.DataFrame(result.probabilities.numpy(), columns=names)
+    table.insert(0, "path", [str(split.path(i)) for i in range(len(labels))])
+    table.insert(1, "label", [names[i] for i in labels])
+    table.insert(2, "prediction", [names[i] for i in result.predictions])
+    folder = Path(args.output_dir)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+        # File names may hold bytes that are not valid text.
+        options = {"float_format": "%.6f", "errors": "surrogateescape"}
+        table.to_csv(folder / "predictions.csv", index=False, **options)
+    files = ["metrics.json", "predictions.csv", f"confusion_matrix.{args.figures}"]
+    where = f"{data.title} ({root.name})"
+    title = f"{trained.path.name} on {where}: {100 * metrics.accuracy:.2f} %"
+    plots.plot_confusion(metrics.confusion, names, folder / files[-1], title=title)
+    if args.tsne:
+        files.append(f"tsne.{args.figures}")
+        title = f"{where}: t-SNE of the pooled features"
+        features = result.features.numpy()
+        plots.plot_tsne(features, labels, names, folder / files[-1], title=title)
+    print(f"files in {folder}/: {' '.join(files)}")
 
 
 def match_classes(trained: TrainedDAN, data: FaceData) -> dict[str, str]:
@@ -69,58 +118,3 @@ def match_classes(trained: TrainedDAN, data: FaceData) -> dict[str, str]:
             f"{', '.join(trained.class_names)}, but {data.name} also has {', '.join(missing)}"
         )
     return {name: known[canonical(name)] for name in data.class_names}
-
-
-def _report(
-    args: argparse.Namespace,
-    trained: TrainedDAN,
-    data: FaceData,
-    precision: str,
-    result: Evaluation,
-    class_mapping: dict[str, str],
-) -> None:
-    folder, names, split = Path(args.output_dir), list(data.class_names), data.held_out
-    metrics, labels = result.metrics, result.labels.numpy()
-    per_class = metrics.per_class.set_axis(names)
-    percent = per_class * [1, 100, 100, 100]  # but for the number of images
-    print(percent.to_string(float_format="{:.2f}".format, na_rep="-"))
-    print(
-        f"\naccuracy {100 * metrics.accuracy:.2f} %, balanced accuracy "
-        f"{100 * metrics.balanced_accuracy:.2f} %, macro-F1 {100 * metrics.macro_f1:.2f} %, "
-        f"{len(labels)} images of {data.title}"
-    )
-    root = data.root or split.root
-    without_nan = per_class.astype(object).where(per_class.notna(), None)  # which JSON lacks
-    summary = {
-        "checkpoint": str(trained.path),
-        "epoch": trained.epoch,
-        "dataset": data.title,
-        "data": str(root),
-        "data_flags": {n: v for n, v in vars(args).items() if n in trained.config},
-        "precision": precision,
-        "images": len(labels),
-        **{score: getattr(metrics, score) for score in SCORES},
-        "class_mapping": class_mapping,
-        "per_class": without_nan.to_dict("index"),
-        "confusion": metrics.confusion.tolist(),
-    }
-    table = pd.DataFrame(result.probabilities.numpy(), columns=names)
-    table.insert(0, "path", [str(split.path(i)) for i in range(len(labels))])
-    table.insert(1, "label", [names[i] for i in labels])
-    table.insert(2, "prediction", [names[i] for i in result.predictions])
-    confusion, tsne = (folder / f"{name}.{args.figures}" for name in ("confusion_matrix", "tsne"))
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-        # File names may hold bytes that are not valid text.
-        options = {"float_format": "%.6f", "errors": "surrogateescape"}
-        table.to_csv(folder / "predictions.csv", index=False, **options)
-    where = f"{data.title} ({root.name})"
-    title = f"{trained.path.name} on {where}: {100 * metrics.accuracy:.2f} %"
-    plots.plot_confusion(metrics.confusion, names, confusion, title=title)
-    files = f"metrics.json predictions.csv {confusion.name}"
-    if args.tsne:
-        title = f"{where}: t-SNE of the pooled features"
-        plots.plot_tsne(result.features.numpy(), labels, names, tsne, title=title)
-        files += f" {tsne.name}"
-    print(f"files in {folder}/: {files}")

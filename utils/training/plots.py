@@ -1,6 +1,6 @@
 """The figures of runs: learning curves, confusion matrix, t-SNE, a comparison."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,22 +33,21 @@ def plot_curves(
     losses = table[["loss", "cross_entropy", "affinity", "partition"]]
     accuracies = 100 * table[["train_accuracy", "val_accuracy", "val_balanced_accuracy"]]
     accuracies.columns = ["training", held_out, f"{held_out}, balanced"]
-    # Solid lines below dotted ones: balanced accuracy often coincides with accuracy.
-    styles = cycler(color=PALETTE[:4], marker=MARKERS[:4], linestyle=["-", "-", ":", "-."])
+    chosen = accuracies[held_out]
+    best = chosen.idxmax()
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
+    right.axvline(best, color="0.6", linewidth=0.8, label="best epoch")
+    right.set_ylim(0, 102)
+    # Solid lines below dotted ones: balanced accuracy often coincides with accuracy.
+    styles = cycler(color=PALETTE[:4], marker=MARKERS[:4], linestyle=["-", "-", ":", "-."])
     for axes, curves in ((left, losses), (right, accuracies)):
         axes.set_prop_cycle(styles)
         axes.plot(curves, label=curves.columns, markersize=3.5)
         axes.set_xlim(0.5, len(table) + 0.5)
-    chosen = accuracies[held_out]
-    best = chosen.idxmax()
-    right.axvline(best, color="0.6", linewidth=0.8, zorder=0, label="best epoch")
-    right.set_ylim(0, 102)
+        axes.legend(frameon=False)
     _label_axes(left, "training loss")
     _label_axes(right, "accuracy (%)")
-    for axes in (left, right):
-        axes.legend(frameon=False)
     figure.suptitle(
         f"{title}: best {chosen[best]:.2f} % at epoch {best}, last {chosen.iloc[-1]:.2f} %"
     )
@@ -97,7 +96,7 @@ def plot_tsne(
     _save(figure, path)
 
 
-def plot_comparison(groups: Iterable[tuple[str, pd.DataFrame]], path: Path) -> None:
+def plot_comparison(groups: Sequence[tuple[str, pd.DataFrame]], path: Path) -> None:
     """Plot the mean validation accuracy by epoch, with a band of one standard deviation.
 
     Args:
@@ -107,12 +106,15 @@ def plot_comparison(groups: Iterable[tuple[str, pd.DataFrame]], path: Path) -> N
     axes = figure.subplots()
     axes.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=PALETTE))
     for label, accuracies in groups:
-        mean, deviation = 100 * accuracies.mean(axis=1), 100 * accuracies.std(axis=1)
+        percent = 100 * accuracies
+        # No mean and no deviation where a run has none: of the others they would be too good.
+        mean, deviation = percent.mean(axis=1, skipna=False), percent.std(axis=1, skipna=False)
         (line,) = axes.plot(mean, marker=".", label=f"{label} (n = {accuracies.shape[1]})")
         band = {"color": line.get_color(), "alpha": 0.18, "linewidth": 0}
         axes.fill_between(mean.index, mean - deviation, mean + deviation, **band)
     _label_axes(axes, "validation accuracy (%)")
-    figure.legend(frameon=False, loc="outside lower center", fontsize=9, ncols=2)
+    columns = 1 if len(groups) <= 4 else 2
+    figure.legend(frameon=False, loc="outside lower center", fontsize=9, ncols=columns)
     _save(figure, path)
 
 
