@@ -170,3 +170,5 @@ def test_a_class_without_images_counts_for_nothing():
     assert ours[:3] == pytest.approx((0.75, 0.75, (2 / 3 + 1) / 2))
     assert ours.per_class.loc[[1, 3], ["recall", "f1"]].isna().all(axis=None)
     assert ours.per_class["precision"][1] == 0 and np.isnan(ours.per_class["precision"][3])
+    wrong = classification_metrics(np.array([0]), np.array([1]), num_class=3)
+    assert wrong.per_class["images"].dtype == int  # scikit-learn's are floats if nothing is right

@@ -54,7 +54,7 @@ def read_run(folder: Path) -> Run:
             raise ValueError(f"unfinished, {len(history)} of {config['epochs']} epochs")
         (entries,) = pd.json_normalize(config).to_dict("records")  # such as optimizer_settings.lr
         settings = {
-            name: str(value)
+            name: "-" if value is None else str(value)
             for name, value in entries.items()
             if name.split(".")[0] not in IGNORED and not name.endswith("_path")
         }
@@ -82,7 +82,7 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
     as the number of parameters from `num_head`."""
 
     def count(names: Iterable[str]) -> int:
-        return len({tuple(run.settings.get(name) for name in names) for run in runs})
+        return len({tuple(run.settings.get(name, "-") for name in names) for run in runs})
 
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if count([name]) > 1]

@@ -25,11 +25,12 @@ def classification_metrics(
 ) -> Metrics:
     """labels, predictions: (N,) integers in [0, num_class), N >= 1."""
     classes = np.arange(num_class)
-    precision, recall, f1, images = precision_recall_fscore_support(
+    confusion = confusion_matrix(labels, predictions, labels=classes)
+    images = confusion.sum(axis=1)
+    precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predictions, labels=classes, zero_division=np.nan
     )
     f1 = np.where(images > 0, f1, np.nan)
     means = (float(np.nanmean(values)) for values in (labels == predictions, recall, f1))
     columns = {"images": images, "recall": recall, "precision": precision, "f1": f1}
-    confusion = confusion_matrix(labels, predictions, labels=classes)
     return Metrics(*means, pd.DataFrame(columns), confusion)
