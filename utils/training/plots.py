@@ -127,4 +127,4 @@ def _label_axes(axes: Axes, ylabel: str) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     with writing(path):
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")  # of a legend, too
