@@ -1,21 +1,23 @@
-"""The pictures of runs: learning curves, confusion matrix, t-SNE, a comparison."""
+"""The figures of runs: learning curves, confusion matrix, t-SNE, a comparison."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from sklearn.manifold import TSNE
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from utils.errors import writing
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, but for its yellow, which is
 # faint on white, the wine of Tol's.
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000", "#882255")
-MARKERS = "osD^vPX*<>"
-LINES = ("-", "--", ":", "-.")
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 
 def plot_curves(
@@ -27,39 +29,27 @@ def plot_curves(
         history: one dict per epoch, as in metrics.csv.
         held_out: what the images are called that the best epoch is chosen on.
     """
-    figure = _figure(10, 3.8)
-    losses, accuracies = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in history]
-    markers = {"markersize": 4, "markevery": -(-len(epochs) // 20)}  # few enough to tell apart
-
-    def plot(axes: Axes, label: str, key: str, color: str, style: str, scale=1, lw=1.5) -> None:
-        values = [scale * row[key] for row in history]
-        axes.plot(epochs, values, style, color=color, label=label, lw=lw, **markers)
-
-    plot(losses, "total", "loss", BLUE, "o-")
-    plot(losses, "cross-entropy", "cross_entropy", ORANGE, "s--")
-    plot(losses, "affinity", "affinity", GREEN, "^-.")
-    plot(losses, "partition", "partition", PINK, "D:")
-    _label_axes(losses, "training loss")
-    top = losses.get_ylim()[1]
-    losses.set_ylim(-0.03 * top, top)  # a loss of 0 stays off the axis
-
-    plot(accuracies, "training", "train_accuracy", BLUE, "o-", 100)
-    # The wider line shows on both sides of the next, with which it often coincides.
-    plot(accuracies, held_out, "val_accuracy", ORANGE, "s-", 100, lw=3)
-    plot(accuracies, f"{held_out}, balanced", "val_balanced_accuracy", "black", "^:", 100)
-    best = max(history, key=lambda row: row["val_accuracy"])
-    # Behind the lines, so that it covers no marker: the curves of one epoch are markers alone.
-    star = {"color": "white", "mec": "black", "ms": 15, "clip_on": False, "zorder": 1.9}
-    accuracies.plot(best["epoch"], 100 * best["val_accuracy"], "*", ls="", label="best", **star)
-    _label_axes(accuracies, "accuracy (%)")
-    accuracies.set_ylim(0, 102)
-    for axes in (losses, accuracies):
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    table = pd.DataFrame(history).set_index("epoch")
+    losses = table[["loss", "cross_entropy", "affinity", "partition"]]
+    accuracies = 100 * table[["train_accuracy", "val_accuracy", "val_balanced_accuracy"]]
+    accuracies.columns = ["training", held_out, f"{held_out}, balanced"]
+    chosen = accuracies[held_out]
+    best = chosen.idxmax()
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    right.axvline(best, color="0.6", linewidth=0.8, label="best epoch")
+    right.set_ylim(0, 102)
+    # Solid lines below dotted ones: balanced accuracy often coincides with accuracy.
+    styles = cycler(color=PALETTE[:4], marker=MARKERS[:4], linestyle=["-", "-", ":", "-."])
+    for axes, curves in ((left, losses), (right, accuracies)):
+        axes.set_prop_cycle(styles)
+        axes.plot(curves, label=curves.columns, markersize=3.5)
+        axes.set_xlim(0.5, len(table) + 0.5)
         axes.legend(frameon=False)
+    _label_axes(left, "training loss")
+    _label_axes(right, "accuracy (%)")
     figure.suptitle(
-        f"{title}: best {100 * best['val_accuracy']:.2f} % at epoch {best['epoch']}, "
-        f"last {100 * history[-1]['val_accuracy']:.2f} %"
+        f"{title}: best {chosen[best]:.2f} % at epoch {best}, last {chosen.iloc[-1]:.2f} %"
     )
     _save(figure, path)
 
@@ -68,85 +58,73 @@ def plot_confusion(
     confusion: np.ndarray, class_names: Sequence[str], path: Path, *, title: str
 ) -> None:
     """confusion: (C, C) counts, rows are labels. Each row is shown as percentages of itself."""
-    count = len(class_names)
-    side = max(4.2, 0.62 * count + 1.6)
-    figure = _figure(side + 1.2, side)
+    images = confusion.sum(axis=1)
+    percent = 100 * confusion / np.maximum(images, 1)[:, None]
+    side = max(4.5, 0.65 * len(class_names) + 1.5)
+    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
     axes = figure.subplots()
-    total = confusion.sum(axis=1, keepdims=True)
-    percent = 100 * confusion / np.maximum(total, 1)
-    # Fields as square as the figure makes them: forced to be square they push labels out of it.
-    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    style = {"ha": "center", "va": "center", "fontsize": 9 if count <= 12 else 6}
-    for (row, column), value in np.ndenumerate(percent):
-        color = "white" if value > 71 else "black" if value else "0.45"
-        axes.text(column, row, f"{value:.1f}" if value else "0", color=color, **style)
-    axes.set_xticks(range(count), class_names, rotation=40, ha="right", rotation_mode="anchor")
-    rows = zip(class_names, total[:, 0], strict=True)
-    axes.set_yticks(range(count), [f"{name} ({n})" for name, n in rows])
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("label (images)")
+    # The darkest third of the colours is left out: black text is not legible on it.
+    shades = {"cmap": "Blues", "vmin": 0, "vmax": 150, "aspect": "auto"}
+    display = ConfusionMatrixDisplay(percent.round(1))
+    display.plot(
+        ax=axes, values_format="g", colorbar=False, im_kw=shades, text_kw={"color": "black"}
+    )
+    ticks = range(len(class_names))
+    rows = [f"{name} ({n})" for name, n in zip(class_names, images, strict=True)]
+    axes.set_xticks(ticks, class_names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, rows)
+    axes.set(xlabel="prediction (% of the label's images)", ylabel="label (images)")
     axes.set_title(title, fontsize=11)
-    figure.colorbar(image, ax=axes, label="% of the label's images", shrink=0.8)
     _save(figure, path)
 
 
 def plot_tsne(
-    points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path, *, title: str
+    features: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path, *, title: str
 ) -> None:
-    """points: (N, 2), labels: (N,) class indices."""
-    figure = _figure(6.6, 5)
+    """Plot a t-SNE (van der Maaten and Hinton, 2008) of features (N, D); labels: (N,) classes."""
+    perplexity = min(30, (len(labels) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    figure = Figure(figsize=(6.6, 5), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(class_names):
-        mine = points[labels == index]
-        # Colour and marker both tell the classes apart, for more than a palette can.
         color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        mine = points[labels == index]
         axes.scatter(*mine.T, s=22, color=color, marker=marker, label=name, linewidths=0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color("0.8")
+    axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=11)
-    figure.legend(frameon=False, loc="outside right center", markerscale=1.4)
+    figure.legend(frameon=False, loc="outside right center")
     _save(figure, path)
 
 
-def plot_comparison(groups: Sequence[tuple[str, Sequence[Sequence[float]]]], path: Path) -> None:
+def plot_comparison(groups: Sequence[tuple[str, pd.DataFrame]], path: Path) -> None:
     """Plot the mean validation accuracy by epoch, with a band of one standard deviation.
 
     Args:
-        groups: label and runs of each; a run is its accuracies by epoch, as fractions.
+        groups: label and accuracies of each group; a row an epoch, a column a run.
     """
-    figure = _figure(7.5, 4.5)
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    for index, (label, runs) in enumerate(groups):
-        curves = 100 * np.array(runs)
-        epochs, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
-        color, style = PALETTE[index % len(PALETTE)], LINES[index // len(PALETTE) % len(LINES)]
-        dots = {"marker": ".", "markevery": -(-len(epochs) // 20)}
-        label = f"{label} (n = {len(curves)})"
-        axes.plot(epochs, mean, style, color=color, label=label, **dots)
-        if len(curves) > 1:
-            deviation = curves.std(axis=0, ddof=1)
-            band = {"color": color, "alpha": 0.18, "linewidth": 0}
-            axes.fill_between(epochs, mean - deviation, mean + deviation, **band)
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=PALETTE))
+    for label, accuracies in groups:
+        percent = 100 * accuracies
+        # No mean and no deviation where a run has none: of the others they would be too good.
+        mean, deviation = percent.mean(axis=1, skipna=False), percent.std(axis=1, skipna=False)
+        (line,) = axes.plot(mean, marker=".", label=f"{label} (n = {accuracies.shape[1]})")
+        band = {"color": line.get_color(), "alpha": 0.18, "linewidth": 0}
+        axes.fill_between(mean.index, mean - deviation, mean + deviation, **band)
     _label_axes(axes, "validation accuracy (%)")
-    columns = 1 + (len(groups) > 4)
+    columns = 1 if len(groups) <= 4 else 2
     figure.legend(frameon=False, loc="outside lower center", fontsize=9, ncols=columns)
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot's global state, which needs no display."""
-    return Figure(figsize=(width, height), layout="constrained")
+def _label_axes(axes: Axes, ylabel: str) -> None:
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> None:
     with writing(path):
-        figure.savefig(path, dpi=150)
-
-
-def _label_axes(axes: Axes, ylabel: str) -> None:
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, dpi=150, bbox_inches="tight")  # of a legend, too
