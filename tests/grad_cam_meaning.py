@@ -5,7 +5,6 @@ python tests/grad_cam_meaning.py models/toy-rafdb/best.pth
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -21,19 +20,11 @@ from utils.data.datasets import Split, data_of
 from utils.data.images import read_rgb
 from utils.data.transforms import preprocess
 from utils.heatmaps.maps import METHODS, head_maps, normalize
-from utils.heatmaps.sheets import resize_map
 from utils.toy import render
 from utils.toy.sets import ToySet, read_toy_set
 
+COUNT = 105  # test faces
 FEATURES = ("draw_brow", "draw_nose", "draw_eye", "draw_mouth", "draw_folds")
-
-
-class Meaning(NamedTuple):
-    """Over the correctly classified faces."""
-
-    faces: int
-    gain: float  # mean of the features' share of the heat divided by their share of the area
-    above: float  # fraction of the faces where that is more than 1, which is chance
 
 
 def features_of(toy: ToySet, index: int) -> np.ndarray:
@@ -46,27 +37,33 @@ def features_of(toy: ToySet, index: int) -> np.ndarray:
     return np.asarray(changed.convert("L").filter(ImageFilter.MaxFilter(3))) > 0
 
 
-def measure(model: DAN, split: Split, *, num_images: int, image_size: int, method: str) -> Meaning:
-    """Compare the mean of the heads' maps with where the features were drawn."""
-    paths = [split.path(i) for i in range(num_images)]
+def measure(model: DAN, split: Split, image_size: int, method: str) -> np.ndarray:
+    """Compare the mean of the heads' maps with where the features were drawn.
+
+    Returns:
+        For each correctly classified face the features' share of the heat divided by their share
+        of the area; 1 is chance.
+    """
+    paths = [split.path(i) for i in range(COUNT)]
     images = torch.tensor(np.stack([read_rgb(path) for path in paths])).permute(0, 3, 1, 2)
-    result = head_maps(model, preprocess(images, image_size), method=method)
-    correct = result.probabilities.argmax(dim=1).numpy() == split.labels[:num_images]
+    probabilities, maps = head_maps(model, preprocess(images, image_size), method=method)
+    correct = probabilities.argmax(dim=1).numpy() == split.labels[:COUNT]
     toy = read_toy_set(paths[0].parents[2])
     gains = []
     for i in correct.nonzero()[0]:
         features = features_of(toy, int(paths[i].stem[5:9]) - 1)  # test_0001_aligned
-        size = features.shape[::-1]
-        heat = np.mean([resize_map(heat, size) for heat in normalize(result.maps[i])], axis=0)
+        heat = [
+            Image.fromarray(heat).resize(features.shape[::-1], Image.Resampling.BICUBIC)
+            for heat in normalize(maps[i])
+        ]
+        heat = np.stack(heat).clip(0, 1).mean(axis=0)
         gains.append(heat[features].sum() / max(heat.sum(), 1e-9) / features.mean())
-    return Meaning(len(gains), float(np.mean(gains)), float(np.mean(np.array(gains) > 1)))
+    return np.array(gains)
 
 
 if __name__ == "__main__":
     trained = read_trained(sys.argv[1])
     model, split = trained.network().requires_grad_(False), data_of(trained).val
     for method in METHODS:
-        faces, gain, above = measure(
-            model, split, num_images=105, image_size=trained.image_size, method=method
-        )
-        print(f"{method:10s} {gain:5.2f} times chance, more in {above:.1%} of {faces} faces")
+        gains = measure(model, split, trained.image_size, method)
+        print(f"{method:10s} {gains.mean():.2f} times chance, more in {(gains > 1).mean():.1%}")
