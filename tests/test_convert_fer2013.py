@@ -99,7 +99,7 @@ def test_the_other_spelling_in_a_folder(tmp_path):
     ],
 )
 def test_majority(counts, label):
-    found, reason = majority([str(count) for count in votes(**counts)[1:]], "row")
+    found, reason = majority([str(count) for count in votes(**counts)[1:]])
     assert (found if not reason else "") == label
 
 
@@ -117,7 +117,7 @@ def test_ferplus_replaces_labels_and_says_what_it_leaves_out(tmp_path):
     assert list(reasons) == ["fer0000000.png", "fer0000008.png", "fer0000009.png"]
     assert "majority" in reasons["fer0000000.png"] and "removed" in reasons["fer0000008.png"]
     convert_fer2013.convert(source, output=tmp_path / "other_labels")
-    with pytest.raises(UserError, match=r"2. images.*another --output"):
+    with pytest.raises(UserError, match="12 images.*another --output"):
         convert_fer2013.convert(source, ferplus=plus, output=tmp_path / "other_labels")
 
 
@@ -137,9 +137,10 @@ def test_folders_of_images_with_label_csv(tmp_path):
     assert len(files) == 10
     source = tmp_path / "FER2013Valid/fer0000001.png"
     assert files["val/anger/fer0000001.png"] == source.read_bytes()
-    reasons = report(tmp_path / "out")
-    assert reasons["fer0000002.png"].startswith("missing")
-    assert reasons["fer0000003.png"].startswith("unreadable")
+    assert report(tmp_path / "out") == {
+        str(tmp_path / "FER2013Test/fer0000002.png"): "missing image",
+        str(tmp_path / "FER2013Test/fer0000003.png"): "unreadable image",
+    }
 
 
 def test_interrupted_and_repeated(tmp_path, monkeypatch):
@@ -155,11 +156,11 @@ def test_interrupted_and_repeated(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", stop)
+        patch.setattr(sys, "argv", ["convert_fer2013.py", "--output", str(out)])
         convert_fer2013.convert(source, output=out)
     files = {path: content for path, content in tree(out).items() if "/." not in path}
     assert len(files) == 9 and files.items() <= tree(whole).items()
-    assert str(source) in (out / UNFINISHED).read_text()  # how to continue
-    with pytest.raises(UserError, match="interrupted"):
+    with pytest.raises(UserError, match=f"interrupted.*python convert_fer2013.py --output {out}"):
         read_affectnet(out)
     convert_fer2013.convert(source, output=out)
     assert tree(out) == tree(whole)
@@ -171,9 +172,8 @@ def test_interrupted_and_repeated(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([3, "1 2 3", "Training"], r"f\.csv:23: .* 3 pixels"),
+        ([3, "1 2 3", "Training"], r"f\.csv:23: .*'1 2 3'"),
         ([3, "x " * 2304, "Training"], r"f\.csv:23"),
-        ([3, "0 " * 2303 + "256", "Training"], r"up to 256"),
         ([7, "0 " * 2304, "Training"], r"emotion '7'"),
         ([3, "0 " * 2304, "Test"], r"Usage 'Test'"),
         ([3, "0 " * 2304], r"f\.csv:23: has 2 fields"),
@@ -193,13 +193,12 @@ def test_mistakes(tmp_path):
     rows = [[usage, *votes(anger=10)] for usage in USAGES for _ in range(7)]
     short = write_csv(tmp_path / "short.csv", rows[:-1], PLUS_HEADER)
     shuffled = write_csv(tmp_path / "shuffled.csv", rows[::-1], PLUS_HEADER)
-    (tmp_path / "empty").mkdir()
     for where, plus, message in (
-        (source, short, "20 rows, but .* has 21"),
-        (source, shuffled, "shuffled.csv:2: Usage 'PrivateTest'"),
+        (source, short, "its 20 rows are not the 21 images"),
+        (source, shuffled, "shuffled.csv: its 21 rows are not"),
         (source, source, "no column Image name, neutral"),
         (short, None, "no column emotion, pixels"),
-        (tmp_path / "empty", None, "holds none of FER2013Train"),
+        (REPOSITORY, None, "cannot be read .*Is a directory"),
         (tmp_path / "nothing.csv", None, "cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
