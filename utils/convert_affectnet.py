@@ -33,7 +33,14 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
 from utils.cli import Parser, locate, not_negative, whole_number
 from utils.data.conversion import Face, link_images, read_table, write_class_folders, write_whole
 from utils.data.datasets import AFFECTNET_URL, TOY_MARKER
-from utils.data.images import MAX_PIXELS, read_rgb, unique_names, walk_files
+from utils.data.images import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    has_suffix,
+    read_rgb,
+    unique_names,
+    walk_files,
+)
 from utils.errors import UserError, exit_on_user_error, plural
 from utils.labels import AFFECTNET, AFFECTNET_COUNTS, canonical
 from utils.progress import progress
@@ -43,7 +50,6 @@ CODES = {key: code for code, name in enumerate(AFFECTNET) for key in (str(code),
 CROP_SIZE = 224  # pixels
 MARGIN = ".conversion_margin"  # a file in the output folder: the margin of the crops there
 BOX = ["face_x", "face_y", "face_width", "face_height"]
-PHASES = {"training": "train", "valid": "val", "validation": "val"}
 
 
 def convert(
@@ -125,7 +131,8 @@ def _find(folder: Path, name: str) -> Path:
 
 def _read_npy(folder: Path, phase: str) -> Iterator[Face]:
     folder = folder / f"{phase}_set"
-    images = {Path(path).stem: path for path in walk_files(folder / "images")}
+    files = [path for path in walk_files(folder / "images") if has_suffix(path, IMAGE_SUFFIXES)]
+    images = {Path(path).stem: path for path in files}
     files = [path for path in walk_files(folder / "annotations") if path.endswith("_exp.npy")]
     annotations = {os.path.basename(path).removesuffix("_exp.npy"): path for path in files}
     stems = sorted(images | annotations, key=lambda stem: (len(stem), stem))
@@ -151,10 +158,9 @@ def _read_manual(folder: Path, phase: str, name: str) -> Iterator[Face]:
 
 def _read_list(path: Path) -> Iterator[Face]:
     for line, (phase, image, label), problem in read_table(path, ["phase", "img_path", "label"]):
-        phase = PHASES.get(phase.lower(), phase.lower())
-        if phase not in AFFECTNET_COUNTS:
+        if phase.lower() not in ("train", "val"):
             problem = problem or "phase is neither train nor val"
-        yield Face(phase, image or f"{path.name}:{line}", label, problem)
+        yield Face(phase.lower(), image or f"{path.name}:{line}", label, problem)
 
 
 def _locate(faces: Iterable[Face], bases: Sequence[Path]) -> None:

@@ -17,8 +17,6 @@ from utils.data.images import IMAGE_SUFFIXES, has_suffix, read_rgb, walk_files
 from utils.errors import UserError, plural, writing
 from utils.progress import progress
 
-REPORT = "convert_report.csv"
-
 
 @dataclass(slots=True)
 class Face:
@@ -78,12 +76,12 @@ def write_class_folders(
     classes: Mapping[str, str],
     published: Mapping[str, Sequence[int] | None],
 ) -> str:
-    """Write the faces that an earlier conversion has not written, and list in REPORT the others.
+    """Write the faces that an earlier conversion has not written, and report what is left out.
 
     Args:
         output: the folder below which the faces' targets lie.
         write: writes faces, and yields for each why it cannot be used, or "".
-        columns: what REPORT calls split, source, label and reason.
+        columns: what convert_report.csv calls split, source, label and reason.
         classes: folder of each class -> its name in the table.
         published: published number of images per class of each split, where there is one.
 
@@ -91,9 +89,12 @@ def write_class_folders(
         A table of images per class, why rows were left out, and what to do next.
 
     Raises:
-        UserError: no face can be used, or the class folders hold other images, which training would
+        UserError: no image can be used, or the class folders hold others, which training would
             read too.
     """
+    if not faces:
+        raise UserError(f"{output}: the data set lists no image; get another copy")
+    report = output / "convert_report.csv"
     usable = [face for face in faces if not face.reason]
     with writing(output):
         present = {
@@ -116,19 +117,16 @@ def write_class_folders(
         bar = progress(write(todo, output), desc="images", total=len(todo), unit="img")
         for face, reason in zip(todo, bar, strict=True):
             face.reason = reason
-        out = [face for face in faces if face.reason]
-        with open(output / REPORT, "w", encoding="utf-8", errors="surrogateescape") as file:
-            rows = ([face.split, face.source, face.label, face.reason] for face in out)
+        unused = [face for face in faces if face.reason]
+        with open(report, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = ([face.split, face.source, face.label, face.reason] for face in unused)
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
         (output / UNFINISHED).unlink()
     used = Counter(os.path.dirname(face.target) for face in faces if not face.reason)
-    reasons = [
-        f"left out {number:,}: {reason}"
-        for reason, number in Counter(face.reason for face in out).most_common(10)
-    ]
+    reasons = Counter(face.reason for face in unused).most_common(10)
+    reasons = [f"left out {number:,}: {reason}" for reason, number in reasons]
     if not used:
-        why = "; ".join(reasons) or "there are no rows"
-        raise UserError(f"{output}: no image can be used: {why}; {REPORT} there lists them")
+        raise UserError(f"{output}: no image can be used: {'; '.join(reasons)}; see {report}")
     table = pd.DataFrame(index=[*classes.values()])
     for split, numbers in published.items():
         table[split] = [used[f"{split}/{folder}"] for folder in classes]
@@ -138,7 +136,7 @@ def write_class_folders(
     lines = [
         table.map("{:,}".format).to_string(),
         *reasons,
-        f"{output}: {plural(used.total(), 'image')}; {REPORT} lists what is left out",
+        f"{output}: {plural(used.total(), 'image')}; {report.name} lists what is left out",
         f"train with: python affectnet.py --aff_path {shlex.quote(str(output))}",
     ]
     return "\n".join(lines)
