@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -105,14 +106,12 @@ def _read_votes(path: Path, faces: Sequence[Face], pixels: Path) -> None:
 
 
 def _read_folders(root: Path) -> Iterator[Face]:
-    header = ["image", "box", *VOTES]  # which label.csv lacks
     for folder, split in FOLDERS.items():
-        path = root / folder / "label.csv"
-        for line, (name, *votes), problem in read_table(path, ["image", *VOTES], header):
-            if problem:
-                raise UserError(f"{path}:{line}: {problem}")
+        # Name, box and votes, without a header.
+        table = pd.read_csv(root / folder / "label.csv", header=None, dtype=str, na_filter=False)
+        for name, _, *votes in table.to_numpy():
             label, reason = majority(votes)
-            image = path.parent / os.path.basename(name)
+            image = root / folder / name
             reason = reason or ("" if image.is_file() else "missing image")
             yield Face(split, str(image), label, reason)
 

@@ -31,14 +31,8 @@ class Face:
     pixels: np.ndarray | None = None  # (h, w) uint8, of an image that is not a file
 
 
-def read_table(
-    path: Path, columns: Sequence[str], header: Sequence[str] = ()
-) -> Iterator[tuple[int, list[str], str]]:
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str], str]]:
     """Read some columns of a CSV file, with commas, semicolons or tabs between its cells.
-
-    Args:
-        columns: their names.
-        header: names of all columns, of a file that does not begin with them.
 
     Yields:
         The line number, the cells without spaces around them, and "". Where a row has more or fewer
@@ -49,7 +43,7 @@ def read_table(
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
             rows = csv.reader(file, delimiter=delimiter, strict=True)
-            header = header or [name.strip() for name in next(rows, [])]
+            header = [name.strip() for name in next(rows, [])]
             if missing := ", ".join(name for name in columns if name not in header):
                 raise UserError(f"{path}: no column {missing}; expected {', '.join(columns)}")
             indices = [header.index(name) for name in columns]
