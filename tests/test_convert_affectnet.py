@@ -77,17 +77,17 @@ def test_npy_bad_rows_are_listed(tmp_path):
     convert(tmp_path)
     assert set(tree(tmp_path)) == {"train/0/0.jpg", "val/0/0.jpg"}
     assert report(tmp_path) == {
-        "1.jpg": "expression '8' is not one of the eight",
-        "2.jpg": "expression '9.0' is not one of the eight",
+        "1.jpg": "expression '8' is not one of the eight classes",
+        "2.jpg": "expression '9.0' is not one of the eight classes",
         "3.jpg": "unreadable image",
         "4.jpg": "missing image",
         "5.jpg": "unreadable image",
         "6.jpg": "unreadable image",
-        "7.jpg": "expression 'x' is not one of the eight",
-        "8.jpg": "expression 'nan' is not one of the eight",
+        "7.jpg": "expression 'x' is not one of the eight classes",
+        "8.jpg": "expression 'nan' is not one of the eight classes",
         "9.jpg": "unreadable annotation",
         "10.jpg": "unreadable annotation",
-        "11.jpg": "expression '2.5' is not one of the eight",
+        "11.jpg": "expression '2.5' is not one of the eight classes",
         "13.jpg": "no annotation",
     }
 
@@ -135,8 +135,8 @@ def test_manual_bad_rows_are_listed(tmp_path):
     assert set(tree(tmp_path)) == {"train/0/1.jpg", "val/0/1.jpg"}
     assert report(tmp_path) == {
         **{f"{name}.jpg": "no face box in the image" for name in boxes},
-        "8.jpg": "expression '8' is not one of the eight",
-        "noexp.jpg": "expression '' is not one of the eight",
+        "8.jpg": "expression '8' is not one of the eight classes",
+        "noexp.jpg": "expression '' is not one of the eight classes",
         "missing.jpg": "missing image",
         "broken.jpg": "unreadable image",
         "training.csv:13": "missing image",
@@ -175,8 +175,8 @@ def test_list_release(tmp_path, monkeypatch):
     """With the unnamed index column of the released list, relative to the working folder or not,
     and with words for labels."""
     words = ["Neutral", "happy", "sadness", "surprise", "fear", "disgust", "angry", "contempt"]
-    rows = [(i, "Train", f"x/{i}.png", word) for i, word in enumerate([*words, "bored"])]
-    rows += [(9, "val", "y/9.png", "2.0"), (10, "test", "y/9.png", 2)]
+    rows = [(i, "Training", f"x/{i}.png", word) for i, word in enumerate([*words, "bored"])]
+    rows += [(9, "valid", "y/9.png", "2.0"), (10, "test", "y/9.png", 2)]
     write_csv(tmp_path / "data/affectnet.csv", ["", "phase", "img_path", "label"], rows)
     for i in range(9):
         write_image(tmp_path / f"x/{i}.png", 0)
@@ -186,7 +186,7 @@ def test_list_release(tmp_path, monkeypatch):
     found = {f"train/{i}/{i}.png" for i in range(8)} | {"val/2/9.png"}
     assert set(tree(tmp_path / "data")) == found
     assert report(tmp_path / "data") == {
-        "8.png": "expression 'bored' is not one of the eight",
+        "8.png": "expression 'bored' is not one of the eight classes",
         "9.png": "phase is neither train nor val",
     }
 

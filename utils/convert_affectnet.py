@@ -49,6 +49,7 @@ CLASSES = {str(code): f"{code} {name}" for code, name in enumerate(AFFECTNET)}  
 CODES = {key: code for code, name in enumerate(AFFECTNET) for key in (str(code), canonical(name))}
 CROP_SIZE = 224  # pixels
 MARGIN = ".conversion_margin"  # a file in the output folder: the margin of the crops there
+PHASES = {"training": "train", "valid": "val", "validation": "val"}
 BOX = ["face_x", "face_y", "face_width", "face_height"]
 
 
@@ -123,10 +124,10 @@ def read_release(folder: Path) -> tuple[str, list[Face]]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """Locate a part of a release in its folder or in one of the subfolders."""
+    """Locate a part of the Manually_Annotated release, whose archives unpack into subfolders."""
     if (folder / name).exists():
         return folder / name
-    return next(folder.glob(f"*/{name}"), folder / name)
+    return next(folder.glob(f"Manually_Annotated*/{name}"), folder / name)
 
 
 def _read_npy(folder: Path, phase: str) -> Iterator[Face]:
@@ -158,9 +159,10 @@ def _read_manual(folder: Path, phase: str, name: str) -> Iterator[Face]:
 
 def _read_list(path: Path) -> Iterator[Face]:
     for line, (phase, image, label), problem in read_table(path, ["phase", "img_path", "label"]):
-        if phase.lower() not in ("train", "val"):
+        phase = PHASES.get(phase.lower(), phase.lower())
+        if phase not in AFFECTNET_COUNTS:
             problem = problem or "phase is neither train nor val"
-        yield Face(phase.lower(), image or f"{path.name}:{line}", label, problem)
+        yield Face(phase, image or f"{path.name}:{line}", label, problem)
 
 
 def _locate(faces: Iterable[Face], bases: Sequence[Path]) -> None:
@@ -196,7 +198,7 @@ def _choose_targets(faces: Iterable[Face]) -> None:
             continue
         code = CODES.get(canonical(face.label.removesuffix(".0")))  # of "3", "3.0", "happy"
         if code is None:
-            face.reason = f"expression {face.label!r} is not one of the eight"
+            face.reason = f"expression {face.label!r} is not one of the eight classes"
         elif (face.split, face.source) in seen:
             face.reason = "listed before"
         else:
