@@ -47,24 +47,14 @@ def write_csv(path, columns, rows):
         csv.writer(file).writerows([columns, *rows])
 
 
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
-
-
 def tree(root):
-    """Class-folder images -> bytes, by path."""
-    found = [*root.glob("train/*/*"), *root.glob("val/*/*")]
+    """Files in class folders -> bytes, by path."""
+    found = [path for split in ("train", "val", "test") for path in root.glob(f"{split}/*/*")]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
 
 def report(root):
     """convert_report.csv as {file name: reason}."""
-    rows = read_csv(root / "convert_report.csv")[1:]
+    with open(root / "convert_report.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
     return {os.path.basename(source): reason for _, source, _, reason in rows}
-
-
-def counts(root):
-    """Images of each class, by split."""
-    codes = range(8)
-    return {p: [len(list(root.glob(f"{p}/{code}/*"))) for code in codes] for p in ("train", "val")}

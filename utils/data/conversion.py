@@ -1,20 +1,21 @@
 """What the converters of data sets share: reading their tables, writing class folders."""
 
 import csv
-import io
 import os
 import shlex
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from utils.data.images import IMAGE_SUFFIXES, has_suffix, walk_files
-from utils.errors import UserError, plural
-
-REPORT = "convert_report.csv"
+from utils.data.datasets import UNFINISHED
+from utils.data.images import IMAGE_SUFFIXES, has_suffix, read_rgb, walk_files
+from utils.errors import UserError, plural, writing
+from utils.progress import progress
 
 
 @dataclass(slots=True)
@@ -26,127 +27,140 @@ class Face:
     label: str  # as the data set gives it
     reason: str = ""  # why it is left out; empty where it is used
     target: str = ""  # path below the output folder, such as train/happy/0.jpg
-
-
-# ---- reading -------------------------------------------------------------------------------------
+    box: Sequence[str] | None = None  # of a face in a photo: left, top, width, height
+    pixels: np.ndarray | None = None  # (h, w) uint8, of an image that is not a file
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str], str]]:
-    """Read some columns of a CSV file.
+    """Read some columns of a CSV file, with commas, semicolons or tabs between its cells.
 
     Yields:
         The line number, the cells without spaces around them, and "". Where a row has more or fewer
         fields than the header, the cells are empty, and a text says so.
     """
-    rows = read_rows(path)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    if missing := [name for name in columns if name not in header]:
-        raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-    indices = [header.index(name) for name in columns]
-    for line, row in rows:
-        problem = ""
-        if not any(row[len(header) :]):
-            del row[len(header) :]  # empty cells that spreadsheets leave
-        if len(row) != len(header):
-            problem = f"has {plural(len(row), 'field')}, but the header {len(header)}"
-            row = [""] * len(header)
-        yield line, [row[index].strip() for index in indices], problem
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and cells of a CSV file, with commas, semicolons or tabs between them."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
             rows = csv.reader(file, delimiter=delimiter, strict=True)
-            yield from ((rows.line_num, row) for row in rows if any(row))
+            header = [name.strip() for name in next(rows, [])]
+            if missing := ", ".join(name for name in columns if name not in header):
+                raise UserError(f"{path}: no column {missing}; expected {', '.join(columns)}")
+            indices = [header.index(name) for name in columns]
+            for row in rows:
+                if not any(row[len(header) :]):
+                    del row[len(header) :]  # empty cells that spreadsheets leave
+                if not any(row):
+                    continue
+                if len(row) == len(header):
+                    yield rows.line_num, [row[index].strip() for index in indices], ""
+                else:
+                    problem = f"has {plural(len(row), 'field')}, but the header {len(header)}"
+                    yield rows.line_num, [""] * len(columns), problem
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from None
 
 
-# ---- writing -------------------------------------------------------------------------------------
-
-
-def find_converted(output: Path, folders: Iterable[str], faces: Iterable[Face]) -> set[str]:
-    """Targets that an earlier conversion has written.
-
-    Raises:
-        UserError: the folders hold other images, which training would read too.
-    """
-    present = {
-        Path(path).relative_to(output).as_posix()
-        for folder in folders
-        if (output / folder).is_dir()
-        for path in walk_files(output / folder)
-        if has_suffix(path, IMAGE_SUFFIXES)
-    }
-    if others := sorted(present - {face.target for face in faces}):
-        raise UserError(
-            f"{output}: the class folders hold {plural(len(others), 'image')} that this conversion "
-            f"does not put there ({', '.join(others[:3])}); move them away or give another --output"
-        )
-    return present
-
-
-def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file and its folder. An interruption leaves the whole file or none."""
-    folder, name = os.path.split(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".tmp-{name}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    # Names of files may hold bytes that are not valid UTF-8.
-    write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def write_report(output: Path, columns: Sequence[str], faces: Iterable[Face]) -> None:
-    """List the rows that are left out. Columns name split, source, label and reason."""
-    rows = ([face.split, face.source, face.label, face.reason] for face in faces if face.reason)
-    write_csv(output / REPORT, [columns, *rows])
-
-
-def summary(
+def write_class_folders(
     output: Path,
     faces: Sequence[Face],
+    write: Callable[[Sequence[Face], Path], Iterable[str]],
+    *,
+    columns: Sequence[str],
     classes: Mapping[str, str],
     published: Mapping[str, Sequence[int] | None],
 ) -> str:
-    """A table of images per class, why rows were left out, and what to do next.
+    """Write the faces that an earlier conversion has not written, and report what is left out.
 
     Args:
+        output: the folder below which the faces' targets lie.
+        write: writes faces, and yields for each why it cannot be used, or "".
+        columns: what convert_report.csv calls split, source, label and reason.
         classes: folder of each class -> its name in the table.
         published: published number of images per class of each split, where there is one.
 
+    Returns:
+        A table of images per class, why rows were left out, and what to do next.
+
     Raises:
-        UserError: no image can be used.
+        UserError: no image can be used, or the class folders hold others, which training would
+            read too.
     """
-    reasons = Counter(face.reason for face in faces if face.reason).most_common(10)
+    if not faces:
+        raise UserError(f"{output}: the data set lists no image; get another copy")
+    report = output / "convert_report.csv"
+    usable = [face for face in faces if not face.reason]
+    with writing(output):
+        present = {
+            Path(path).relative_to(output).as_posix()
+            for split in published
+            for name in classes
+            if (output / split / name).is_dir()
+            for path in walk_files(output / split / name)
+            if has_suffix(path, IMAGE_SUFFIXES)
+        }
+        if others := sorted(present - {face.target for face in usable}):
+            raise UserError(
+                f"{output}: the class folders hold {plural(len(others), 'image')} that this "
+                f"conversion does not put there ({', '.join(others[:3])}); move them away or give "
+                "another --output"
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        (output / UNFINISHED).write_text(shlex.join(["python", *sys.argv]))  # how to continue
+        todo = [face for face in usable if face.target not in present]
+        bar = progress(write(todo, output), desc="images", total=len(todo), unit="img")
+        for face, reason in zip(todo, bar, strict=True):
+            face.reason = reason
+        unused = [face for face in faces if face.reason]
+        with open(report, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = ([face.split, face.source, face.label, face.reason] for face in unused)
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+        (output / UNFINISHED).unlink()
     used = Counter(os.path.dirname(face.target) for face in faces if not face.reason)
+    reasons = Counter(face.reason for face in unused).most_common(10)
+    reasons = [f"left out {number:,}: {reason}" for reason, number in reasons]
     if not used:
-        reason, number = reasons[0]
-        example = next(face.source for face in faces if face.reason == reason)
-        raise UserError(
-            f"{output}: no row can be used; most common reason ({number:,} of {len(faces):,} "
-            f"rows): {reason}, for example {example}; {output / REPORT} lists all"
-        )
+        raise UserError(f"{output}: no image can be used: {'; '.join(reasons)}; see {report}")
     table = pd.DataFrame(index=[*classes.values()])
     for split, numbers in published.items():
         table[split] = [used[f"{split}/{folder}"] for folder in classes]
         if numbers is not None:
             table[f"{split} published"] = numbers
     table.loc["all"] = table.sum()
-    lines = [table.map("{:,}".format).to_string()]
-    lines += [f"left out {number:,}: {reason}" for reason, number in reasons]
-    lines += [
-        f"{output}: {plural(used.total(), 'image')}; {REPORT} lists what is left out",
+    lines = [
+        table.map("{:,}".format).to_string(),
+        *reasons,
+        f"{output}: {plural(used.total(), 'image')}; {report.name} lists what is left out",
         f"train with: python affectnet.py --aff_path {shlex.quote(str(output))}",
     ]
     return "\n".join(lines)
+
+
+def link_images(faces: Iterable[Face], output: Path) -> Iterator[str]:
+    """Hard-link images, or copy them where links do not work; yield why one is unusable, or ""."""
+    for face in faces:
+        target = output / face.target
+        try:
+            content = Path(face.source).read_bytes()
+            # Decoding hundreds of thousands of JPEG files takes minutes; their markers must do.
+            if not content.startswith(b"\xff\xd8\xff") or b"\xff\xd9" not in content[-64:]:
+                read_rgb(face.source)
+        except (OSError, UserError):
+            yield "unreadable image"
+            continue
+        os.makedirs(target.parent, exist_ok=True)
+        try:  # os.link does not follow symbolic links on Linux
+            os.link(os.path.realpath(face.source), target)
+        except OSError:  # another file system, or one without hard links
+            write_whole(target, content)
+        yield ""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file and its folder. An interruption leaves the whole file or none."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".tmp-{name}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)
