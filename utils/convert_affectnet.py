@@ -23,6 +23,7 @@ from functools import partial
 from io import BytesIO
 from math import ceil, floor
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from PIL import Image
@@ -30,7 +31,7 @@ from PIL import Image
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import Parser, locate, not_negative, whole_number
+from utils.cli import REPOSITORY, Parser, locate, not_negative, whole_number
 from utils.data.conversion import Face, link_images, read_table, write_class_folders, write_whole
 from utils.data.datasets import AFFECTNET_URL, TOY_MARKER
 from utils.data.images import (
@@ -115,7 +116,7 @@ def read_release(folder: Path) -> tuple[str, list[Face]]:
         return "Manually_Annotated release", faces
     if (folder / "affectnet.csv").is_file():
         faces = list(_read_list(folder / "affectnet.csv"))
-        _locate(faces, [Path.cwd(), folder])
+        _locate(faces, [REPOSITORY, Path.cwd(), folder])
         return "list affectnet.csv", faces
     raise UserError(
         f"{folder}: holds no train_set/, Manually_Annotated_Images/ or affectnet.csv; get "
@@ -146,7 +147,8 @@ def _read_npy(folder: Path, phase: str) -> Iterator[Face]:
         else:
             try:  # the file holds a string or a number
                 face.label = np.load(annotations[stem]).astype(str).item()
-            except Exception:  # damaged files raise errors of many kinds
+            # What NumPy raises on damaged files.
+            except (OSError, ValueError, EOFError, SyntaxError, TypeError, TokenError):
                 face.reason = "unreadable annotation"
         yield face
 
