@@ -211,15 +211,17 @@ def _face_data(
         strict: raise the problems.
         about: further fields of FaceData.
     """
-    excluded, left_out, splits = _bad_images(root), 0, []
+    excluded, left_out, splits, problems = _bad_images(root), 0, [], [*problems]
     for where, (folder, images) in listing.items():
         prefix = os.path.relpath(folder, root)
         kept = [image for image in images if f"{prefix}/{image[0]}" not in excluded]
         left_out += len(images) - len(kept)
         names = np.array([os.fsencode(image) for image, _ in kept], dtype="S")
         splits.append(Split(folder, names, np.array([label for _, label in kept], np.int64)))
-        empty = np.flatnonzero(splits[-1].counts(len(codes)) == 0)
-        problems = [*problems, *(f"{where}: no images of class {codes[label]}" for label in empty)]
+        counts = splits[-1].counts(len(codes))
+        empty = [code for code, count in zip(codes, counts, strict=True) if count == 0]
+        if empty:
+            problems.append(f"{where}: no images of class {', '.join(empty)}")
     if problems and strict:
         raise UserError(
             f"{root}: {plural(len(problems), 'problem')}: {'; '.join(problems[:5])}; correct that "
@@ -351,30 +353,25 @@ def _read_numbered_folders(
     root: Path, splits: Sequence[Path], keys: Sequence[str], num_class: int | None, strict: bool
 ) -> FaceData:
     """Read AffectNet's class folders, unless they are known to be those of another data set."""
-    count = num_class or len(labels.AFFECTNET)
-    codes = [str(code) for code in range(count)]
-    mapping = ", ".join(f"{code} {name}" for code, name in enumerate(labels.AFFECTNET[:count]))
+    class_names = labels.AFFECTNET[:num_class]
+    codes = [str(code) for code in range(len(class_names))]
+    mapping = ", ".join(map(" ".join, zip(codes, class_names, strict=True)))
     listing, others = _list_class_folders(splits, codes)
-    _, train_images = listing[splits[0].name]
-    train_counts = np.bincount([label for _, label in train_images], minlength=count)
-    some_file = os.path.basename(next(walk_files(splits[0]), ""))
+    train_labels = [label for _, label in listing[splits[0].name][1]]
     wrong = ""
-    if re.match(r"(train|test)_\d+_aligned\.", some_file):
-        command = f"python rafdb.py --raf_path {shlex.quote(str(root))}"
-        raise UserError(f"{root}: these are RAF-DB's images; train on them with {command}")
     if not {"0"} <= {*keys} <= {*"01234567"}:
-        wrong = f"the folders {', '.join(keys)} are not AffectNet's ({mapping});"
-    elif np.array_equal(train_counts, labels.FER2013_COUNTS["train"]):
-        wrong = f"these are FER2013's folders, not AffectNet's ({mapping});"
+        wrong = f"the folders {', '.join(keys)} are not AffectNet's ({mapping})"
+    elif tuple(map(train_labels.count, range(7))) == labels.FER2013_COUNTS["train"]:
+        wrong = f"these are FER2013's folders, not AffectNet's ({mapping})"
     elif num_class is None and "7" not in keys:
-        wrong = "has no folder 7 (contempt); give --num_class 7, or if this is another data set,"
+        wrong = "has no folder 7 (contempt); give --num_class 7, if this is AffectNet"
     if wrong:
         raise UserError(
-            f"{root}: {wrong} rename the folders to class names, such as train/{keys[0]} to "
-            "train/happy"
+            f"{root}: {wrong}; train on RAF-DB with rafdb.py --raf_path; of another data set, "
+            f"rename the folders to class names, such as train/{keys[0]} to train/happy"
         )
-    published = {split: counts[:count] for split, counts in labels.AFFECTNET_COUNTS.items()}
-    about = {"name": "AffectNet", "class_names": labels.AFFECTNET[:count], "published": published}
+    published = {name: n[: len(codes)] for name, n in labels.AFFECTNET_COUNTS.items()}
+    about = {"name": "AffectNet", "class_names": class_names, "published": published}
     note = f"The folders are taken for AffectNet's: {mapping}."
     return _face_data(root, listing, codes, strict, others=others, note=note, **about)
 
@@ -421,8 +418,7 @@ def data_of(trained: "TrainedDAN") -> FaceData | None:
     root = data_root(trained)
     if root is None:
         return None
-    flag = next(flag for flag in SOURCES if flag in trained.config)
-    source = SOURCES[flag]
+    flag, source = next(item for item in SOURCES.items() if item[0] in trained.config)
     if not os.path.isdir(root):
         remedy = "put the data there, or a link to them,"
         if trained.toy:
