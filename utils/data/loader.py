@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -136,25 +136,29 @@ class FaceLoader:
         self.sizes = [batch_size] * full + [rest] * (rest > 0)  # of an epoch's batches
         if full and 0 < rest < min_images * world.size:
             self.sizes[-2:] = [batch_size + rest]
-        self._batches: list[list[int]] = []  # this process's part of the current epoch
-        self._stream: DataLoader | None = None
-        workers = min(workers, max(1, (os.cpu_count() or 1) // world.local_size))
         num_bytes = len(split) * 3 * self.dataset.size[0] * self.dataset.size[1]
         room = CACHE_SHARE * _free_memory() / world.local_size
         self.cached = len(split) <= CACHE_IMAGES and num_bytes <= room
+        workers = min(workers, max(1, (os.cpu_count() or 1) // world.local_size))
+        if self.cached and len(split) <= 256:
+            workers = 0  # decoded before they would have started
+        self._batches: list[list[int]] = []  # this process's part of each, to be decoded
+        self._stream = DataLoader(
+            self.dataset,
+            batch_size=None,  # the dataset decodes whole batches
+            sampler=self._batches,
+            num_workers=workers,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # otherwise each pass draws from the global one
+            persistent_workers=workers > 0 and not self.cached,
+            pin_memory=self.device.type == "cuda" and not self.cached,
+        )
         if self.cached:
-            self._images = self._decode_all(workers if len(split) > 256 else 0)
+            self._images = self._decode_all()
             if self.device.type == "cuda":
                 free, _ = torch.cuda.mem_get_info(self.device)
                 if num_bytes <= CACHE_SHARE * free:
                     self._images = self._images.to(self.device)
-        else:
-            self._stream = self._data_loader(
-                self._batches,
-                workers,
-                persistent_workers=workers > 0,
-                pin_memory=self.device.type == "cuda",
-            )
 
     def __len__(self) -> int:
         """Number of batches per epoch."""
@@ -165,45 +169,36 @@ class FaceLoader:
         batches = self.order(self.split.labels, self.seed, epoch).split(self.sizes)[start:]
         # In place, as workers that stay alive draw from this list.
         self._batches[:] = [batch[self.world.share(len(batch))].tolist() for batch in batches]
-        stream = map(self._from_memory, self._batches) if self.cached else self._stream
+        stream = map(self._from_memory, self._batches) if self.cached else self._decoded()
         for size, batch, images in zip(self.sizes[start:], self._batches, stream, strict=True):
-            if isinstance(images, UserError):
-                raise images
             labels = to_device(self._labels[batch], self.device)
             yield Batch(to_device(images, self.device), labels, self.world.share(size), size)
 
     def close(self) -> None:
         """Stop the workers. Left to garbage collection, each takes five seconds to notice."""
-        if self._stream is not None and self._stream._iterator is not None:
+        if self._stream._iterator is not None:
             self._stream._iterator._shutdown_workers()
 
     def _from_memory(self, batch: list[int]) -> Tensor:
         indices = torch.tensor(batch, dtype=torch.int64)
         return self._images[to_device(indices, self._images.device)]
 
-    def _decode_all(self, workers: int) -> Tensor:
+    def _decoded(self) -> Iterator[Tensor]:
+        for images in self._stream:
+            if isinstance(images, UserError):
+                raise images
+            yield images
+
+    def _decode_all(self) -> Tensor:
         """Read all files once: (N, 3, h, w) uint8."""
         images = torch.empty(len(self.split), 3, *self.dataset.size, dtype=torch.uint8)
         blocks = torch.arange(len(self.split)).split(64)
-        stream = self._data_loader([block.tolist() for block in blocks], workers)
+        self._batches[:] = [block.tolist() for block in blocks]
         with self.world.progress(total=len(images), desc="decode", unit="img") as bar:
-            for block, decoded in zip(blocks, stream, strict=True):
-                if isinstance(decoded, UserError):
-                    raise decoded
+            for block, decoded in zip(blocks, self._decoded(), strict=True):
                 images[block] = decoded
                 bar.update(len(block))
         return images
-
-    def _data_loader(self, batches: Iterable[Sequence[int]], workers: int, **options) -> DataLoader:
-        return DataLoader(
-            self.dataset,
-            batch_size=None,  # the dataset decodes whole batches
-            sampler=batches,
-            num_workers=workers,
-            worker_init_fn=_ignore_signals,
-            generator=torch.Generator(),  # otherwise each pass draws from the global one
-            **options,
-        )
 
 
 def _ignore_signals(worker: int) -> None:
