@@ -152,19 +152,18 @@ def test_rafdb_names_classes_without_images(raf):
 @pytest.mark.parametrize("num_class", [7, 8])
 def test_affectnet(folders, num_class):
     root = folders(
-        train={str(code): code + 1 for code in range(8)}, val={str(code): 1 for code in range(8)}
+        train={str(code): code + 1 for code in range(8)}, val=dict.fromkeys("01234567", 1)
     )
     data = read_affectnet(root, num_class=num_class)
-    assert data.name == "AffectNet"
+    assert (data.name, data.class_names) == ("AffectNet", AFFECTNET[:num_class])
     assert affectnet_run_name(root, num_class) == f"affectnet-{num_class}"
-    assert data.class_names == AFFECTNET[:num_class]
+    assert "taken for AffectNet's: 0 neutral, 1 happy" in data.summary()
     np.testing.assert_array_equal(data.train.counts(num_class), np.arange(num_class) + 1)
     assert data.train.path(1) == root / "train/1/0.png"
 
 
 def test_affectnet_without_contempt_is_not_eight_classes(folders):
-    classes = {str(code): 1 for code in range(7)}
-    root = folders(train=classes, val=classes)
+    root = folders(train=dict.fromkeys("0123456", 1), val=dict.fromkeys("0123456", 1))
     assert read_affectnet(root, num_class=7).num_class == 7
     with pytest.raises(UserError, match="--num_class 7"):
         read_affectnet(root)
@@ -263,12 +262,6 @@ def test_fer2013_is_recognised_by_its_counts(folders, monkeypatch):
         read_affectnet(folders(train=classes, test=classes), num_class=7)
 
 
-def test_the_mapping_of_numbers_is_printed(folders):
-    classes = {str(code): 1 for code in range(8)}
-    summary = read_affectnet(folders(train=classes, val=classes)).summary()
-    assert "taken for AffectNet's: 0 neutral, 1 happy" in summary
-
-
 def test_bad_images_that_are_listed_are_left_out(folders):
     root = folders(train={"a": 2, "b": 1}, val={"a": 1, "b": 1})
     (root / "bad_images.csv").write_text("path,problem\ntrain/a/0.png,cut\nval/0.png,elsewhere\n")
@@ -289,11 +282,6 @@ def test_a_toy_set_is_one_by_its_own_marker(toy_raf, tmp_path):
     assert read_rafdb(copy).title == "RAF-DB"
 
 
-def test_missing_split(folders):
-    with pytest.raises(UserError, match="has no train/ and val/"):
-        read_affectnet(folders(val={"a": 1, "b": 1}))
-
-
 @pytest.mark.parametrize("raw", ["train_set", "Manually_Annotated_Images"])
 def test_affectnet_before_conversion(tmp_path, raw):
     (tmp_path / raw).mkdir()
@@ -301,31 +289,12 @@ def test_affectnet_before_conversion(tmp_path, raw):
         read_affectnet(tmp_path)
 
 
-def test_affectnet_of_an_interrupted_conversion(folders):
-    root = folders(train={"0": 1}, val={"0": 1})
-    (root / ".conversion_unfinished").touch()
-    with pytest.raises(UserError, match=r"continue it with python utils/convert_affectnet.py"):
-        read_affectnet(root)
-
-
-def test_affectnet_not_there(tmp_path):
-    with pytest.raises(UserError, match="--toy"):
-        read_affectnet(tmp_path / "nothing")
-
-
-def test_file_names_of_any_bytes(folders):
-    root = folders(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
-    odd = os.fsencode(root / "train" / "a") + b"/\xe9t\xe9 1.png"
-    Image.new("RGB", (8, 8)).save(root / "odd.png")
-    os.rename(root / "odd.png", odd)
-    train = read_affectnet(root).train
-    assert len(train) == 3 and all(train.path(i).is_file() for i in range(3))
-
-
-def test_lists_of_files_are_compact(folders):
+def test_file_names_of_any_bytes_in_arrays(folders):
     """300,000 paths have to cost under 100 MB: no Python object a file."""
     root = folders(train={"a": 50, "b": 50}, val={"a": 1, "b": 1})
+    os.rename(root / "train/a/0.png", os.fsencode(root / "train/a") + b"/\xe9t\xe9 1.png")
     train = read_affectnet(root).train
+    assert len(train) == 100 and all(train.path(i).is_file() for i in range(100))
     assert train.names.dtype.kind == "S" and train.names.nbytes / len(train) < 32
 
 
@@ -337,7 +306,7 @@ def split(*labels):
     return Split(Path("faces"), names, np.array(labels, np.int64))
 
 
-@pytest.mark.parametrize("names", [["x", "y"], np.array(["x", "y"]), ("x", "y")])
+@pytest.mark.parametrize("names", [["x", "y"], np.array(["x", "y"])])
 def test_class_names_become_plain_text(names):
     data = FaceData("Own", names, split(0, 1), split(1))
     assert data.class_names == ("x", "y") and {type(name) for name in data.class_names} == {str}
