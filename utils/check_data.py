@@ -168,17 +168,11 @@ def find_copies(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("path", metavar="PATH", help="folder of the data set")
-    parser.add_argument(
-        "--exclude", action="store_true", help=f"write what is to be left out to {BAD_IMAGES}"
-    )
-    parser.add_argument(
-        "--workers",
-        type=whole_number(1),
-        default=os.cpu_count(),
-        metavar="N",
-        help="threads that decode",
-    )
+    add = parser.add_argument
+    add("path", metavar="PATH", help="folder of the data set")
+    add("--exclude", action="store_true", help=f"write what is to be left out to {BAD_IMAGES}")
+    workers = {"type": whole_number(1), "default": os.cpu_count(), "metavar": "N"}
+    add("--workers", **workers, help="threads that decode")
     args = parser.parse_args(argv)
     return 0 if check(args.path, workers=args.workers, exclude=args.exclude) else 1
 

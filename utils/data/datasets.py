@@ -70,7 +70,7 @@ class FaceData:
     whole: str = ""  # fingerprint before a validation part was set aside
     left_out: int = 0  # images that BAD_IMAGES names
     others: str = ""  # what lies there besides images, such as "3 .heic files"
-    problems: Sequence[str] = ()  # what is to be corrected before training
+    problems: Sequence[str] = ()  # to be corrected before training; nothing is checked then
 
     def __post_init__(self):
         # Plain text: checkpoints keep it and refuse other types, such as NumPy's strings.
@@ -360,15 +360,18 @@ def _read_numbered_folders(
     train_labels = [label for _, label in listing[splits[0].name][1]]
     wrong = ""
     if not {"0"} <= {*keys} <= {*"01234567"}:
-        wrong = f"the folders {', '.join(keys)} are not AffectNet's ({mapping})"
+        wrong = (
+            f"the folders {', '.join(keys)} are not AffectNet's ({mapping}); if they are RAF-DB's, "
+            "train with rafdb.py --raf_path"
+        )
     elif tuple(map(train_labels.count, range(7))) == labels.FER2013_COUNTS["train"]:
         wrong = f"these are FER2013's folders, not AffectNet's ({mapping})"
     elif num_class is None and "7" not in keys:
-        wrong = "has no folder 7 (contempt); give --num_class 7, if this is AffectNet"
+        wrong = "has no folder 7 (contempt); if this is AffectNet, give --num_class 7"
     if wrong:
         raise UserError(
-            f"{root}: {wrong}; train on RAF-DB with rafdb.py --raf_path; of another data set, "
-            f"rename the folders to class names, such as train/{keys[0]} to train/happy"
+            f"{root}: {wrong}; rename the folders of another data set to class names, such as "
+            f"train/{keys[0]} to train/happy"
         )
     published = {name: n[: len(codes)] for name, n in labels.AFFECTNET_COUNTS.items()}
     about = {"name": "AffectNet", "class_names": class_names, "published": published}

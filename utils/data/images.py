@@ -60,10 +60,9 @@ def read_rgb(path: str | os.PathLike, *, min_side: int = 0) -> np.ndarray:
         UserError: the file is missing, not an image, truncated, or a decompression bomb.
     """
     try:
-        content = Path(path).read_bytes()
-        if (pixels := _decode_plain_jpeg(content, min_side)) is not None:
+        if simplejpeg is not None and (pixels := _decode_plain_jpeg(path, min_side)) is not None:
             return pixels
-        with Image.open(BytesIO(content)) as image:  # reads the header only
+        with Image.open(path) as image:  # reads the header only
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(
                     f"{path}: {image.width}x{image.height} is too large for a photo of faces; "
@@ -81,11 +80,14 @@ def read_rgb(path: str | os.PathLike, *, min_side: int = 0) -> np.ndarray:
     raise UserError(f"{path}: {problem}; replace it or leave it out")
 
 
-def _decode_plain_jpeg(content: bytes, min_side: int) -> np.ndarray | None:
+def _decode_plain_jpeg(path: str | os.PathLike, min_side: int) -> np.ndarray | None:
     """Decode a JPEG file that needs neither turning nor another colour space; None for all other
     files and for broken ones, of which Pillow's error says more."""
-    if simplejpeg is None or content[:3] != b"\xff\xd8\xff" or b"Exif" in content[: 1 << 16]:
-        return None
+    with open(path, "rb") as file:
+        content = file.read(1 << 16)
+        if not content.startswith(b"\xff\xd8\xff") or b"Exif" in content:
+            return None
+        content += file.read()
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
