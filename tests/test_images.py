@@ -46,13 +46,10 @@ def test_jpeg_files_are_decoded_to_pillows_pixels(tmp_path, photo, subsampling, 
     """Whatever decodes them; odd sizes end in half a block."""
     picture = Image.open(photo).convert(mode).resize((223, 225))
     options = {"subsampling": subsampling} if mode == "RGB" else {}
-    path = save(tmp_path / "a.jpg", picture, quality=quality, **options)
-    np.testing.assert_array_equal(read_rgb(path), np.asarray(Image.open(path).convert("RGB")))
-    save(tmp_path / "progressive.jpg", picture, progressive=True)
-    np.testing.assert_array_equal(
-        read_rgb(tmp_path / "progressive.jpg"),
-        np.asarray(Image.open(tmp_path / "progressive.jpg").convert("RGB")),
-    )
+    for progressive in (False, True):
+        path = tmp_path / "a.jpg"
+        save(path, picture, quality=quality, progressive=progressive, **options)
+        np.testing.assert_array_equal(read_rgb(path), np.asarray(Image.open(path).convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA"])
@@ -62,38 +59,36 @@ def test_grey_has_three_equal_channels(tmp_path, mode):
     np.testing.assert_array_equal(image, np.stack([stripes] * 3, axis=-1))
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
-    levels = gradient().astype(np.uint16) * 257  # 0 ... 65535
-    image = read_rgb(save(tmp_path / f"a.{suffix}", Image.fromarray(levels)))
-    np.testing.assert_array_equal(image, np.stack([gradient()] * 3, axis=-1))
+def png(width: int, height: int, depth: int, raw: bytes) -> bytes:
+    """An RGB file put together by hand, as Pillow writes neither 16 bits nor bombs."""
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")):
+        checksum = zlib.crc32(kind + data)
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+    return content
 
 
 def test_16_bit_rgb_keeps_the_high_bytes(tmp_path):
-    """Pillow cannot write this format, so the file is put together by hand."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     rows = (color().astype(">u2") * 257).reshape(HEIGHT, -1)
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
     path = tmp_path / "a.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(raw))
-        + chunk(b"IEND", b"")
-    )
+    path.write_bytes(png(WIDTH, HEIGHT, 16, raw))
     np.testing.assert_array_equal(read_rgb(path), color())
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(40_000, 40_000, 8, b""))
+    with pytest.raises(UserError, match="40000x40000 is too large"):
+        read_rgb(path)
 
 
 @pytest.mark.parametrize(
     ("levels", "expected"),
     [
         (np.uint16([[0, 100, 255]]), [0, 100, 255]),  # read as black before
+        (np.uint16([[0, 100 * 257, 65535]]), [0, 100, 255]),
         (np.uint16([[0, 2048, 4095]]), [0, 127, 255]),  # 12 bits, as X-rays and raw files have
         (np.int32([[0, 128, 255]]), [0, 128, 255]),
         (np.int32([[0, 65536, 131072]]), [0, 127, 255]),  # no usual depth: the brightest is white
@@ -114,42 +109,32 @@ def test_a_picture_of_nan_is_refused(tmp_path):
 
 
 def test_cmyk_is_converted(tmp_path):
-    inks = np.zeros((8, 8, 4), dtype=np.uint8)
-    inks[..., 0] = 255  # cyan alone
-    path = save(tmp_path / "a.jpg", Image.fromarray(inks, mode="CMYK"), quality=100)
+    cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    path = save(tmp_path / "a.jpg", cyan, quality=100)
     np.testing.assert_allclose(read_rgb(path)[4, 4], [0, 255, 255], atol=3)
 
 
 def test_palette_is_looked_up(tmp_path):
-    image = Image.fromarray((np.arange(WIDTH * HEIGHT) % 3).reshape(HEIGHT, WIDTH).astype(np.uint8))
+    image = Image.fromarray(np.uint8([[0, 1, 2]]))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     pixels = read_rgb(save(tmp_path / "a.png", image))
-    assert pixels[0, :3].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert pixels[0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 
 
 def test_transparent_pixels_are_white(tmp_path):
-    rgba = np.zeros((4, 4, 4), dtype=np.uint8)
-    rgba[:2] = (200, 0, 0, 255)
-    rgba[3] = (0, 0, 0, 51)  # a fifth of black over white
+    rgba = np.uint8([[(200, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51)]])
     pixels = read_rgb(save(tmp_path / "a.png", Image.fromarray(rgba)))
-    assert pixels[0, 0].tolist() == [200, 0, 0]
-    assert pixels[2, 0].tolist() == [255, 255, 255]
-    np.testing.assert_allclose(pixels[3, 0], 204, atol=1)
-
-
-def test_a_transparent_palette_entry_is_white(tmp_path):
-    image = Image.fromarray(np.zeros((4, 4), dtype=np.uint8))
-    image.putpalette([10, 20, 30])
-    path = save(tmp_path / "a.gif", image, transparency=0)
-    assert (read_rgb(path) == 255).all()
+    np.testing.assert_allclose(pixels[0], [[200, 0, 0], [255] * 3, [204] * 3], atol=1)
+    palette = Image.fromarray(np.zeros((4, 4), dtype=np.uint8))
+    palette.putpalette([10, 20, 30])
+    assert (read_rgb(save(tmp_path / "a.gif", palette, transparency=0)) == 255).all()
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
 def test_animations_give_their_first_frame(tmp_path, suffix):
     frames = [Image.new("RGB", (16, 16), shade) for shade in ("red", "lime", "blue")]
-    path = save(
-        tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], lossless=True
-    )
+    options = {"save_all": True, "append_images": frames[1:], "lossless": True}
+    path = save(tmp_path / f"a.{suffix}", frames[0], **options)
     assert read_rgb(path)[8, 8].tolist() == [255, 0, 0]
 
 
@@ -215,28 +200,10 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, kind):
 
 
 def test_a_missing_file_and_a_folder_are_user_errors(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="missing"):
         read_rgb(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="cannot be read"):
         read_rgb(tmp_path)
-
-
-def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
-    """A file of a few bytes that says it has 40,000 x 40,000 pixels."""
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    path = tmp_path / "bomb.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + chunk
-        + struct.pack(">I", zlib.crc32(chunk))
-        + struct.pack(">I", 0)
-        + b"IDAT"
-        + struct.pack(">I", zlib.crc32(b"IDAT"))
-    )
-    with pytest.raises(UserError, match="40000x40000 is too large"):
-        read_rgb(path)
 
 
 # ---- which files ---------------------------------------------------------------------------------
@@ -249,11 +216,7 @@ def touch(*paths: Path) -> None:
 
 
 def test_list_files_walks_folders_and_keeps_files_as_they_are(tmp_path, capsys):
-    wanted = [
-        tmp_path / "a" / "1.JPG",
-        tmp_path / "a" / "2.jfif",
-        tmp_path / "a" / "below" / "3.png",
-    ]
+    wanted = [tmp_path / "a" / name for name in ("1.JPG", "2.jfif", "below/3.png")]
     odd = tmp_path / "not-an-image.txt"  # named itself: reading it says what is wrong
     touch(odd, *wanted, tmp_path / "a" / ".hidden" / "4.png", tmp_path / "a" / "Thumbs.db")
     assert list_files([odd, tmp_path / "a"]) == [odd, *wanted]

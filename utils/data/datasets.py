@@ -1,21 +1,16 @@
-"""Data sets: how they lie on disk, and what they are in memory.
+"""Data sets: how they lie on disk, and what they are in memory. No image is decoded here."""
 
-`read_...` refuse a data set with anything wrong; `scan_...` return all that is wrong beside what
-can be used, for `utils/check_data.py`. No image is decoded here.
-"""
-
-import csv
 import os
 import re
 import shlex
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 
 from utils import labels
 from utils.cli import locate
@@ -27,6 +22,7 @@ if TYPE_CHECKING:  # imports PyTorch, which takes seconds
 
 RAFDB_URL = "http://www.whdeng.cn/raf/model1.html"
 AFFECTNET_URL = "http://mohammadmahoor.com/affectnet/"
+NO_FOLDER = "get the data from {}, give their place with {}, or try --toy, which needs none"
 TOY_MARKER = "toy.json"  # in the folder of a toy set: what it was drawn from
 BAD_IMAGES = "bad_images.csv"  # images to leave out, as written by utils/check_data.py
 UNFINISHED = ".conversion_unfinished"  # beside class folders until their conversion has ended
@@ -70,13 +66,16 @@ class FaceData:
     test: Split | None = None  # to report on, choosing nothing; None if `val` are the test images
     toy: bool = False
     published: Mapping[str, Sequence[int]] | None = None  # images per class of each split
-    notes: Sequence[str] = ()  # lines for the summary
+    note: str = ""  # a line for the summary
     whole: str = ""  # fingerprint before a validation part was set aside
+    left_out: int = 0  # images that BAD_IMAGES names
+    others: str = ""  # what lies there besides images, such as "3 .heic files"
+    problems: Sequence[str] = ()  # to be corrected before training; nothing is checked then
 
     def __post_init__(self):
         # Plain text: checkpoints keep it and refuse other types, such as NumPy's strings.
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
-        for name, split in self.splits.items():
+        for name, split in self.splits.items() if not self.problems else ():
             if not len(split):
                 raise UserError(f"{split.root}: no {name} images")
             if split.labels.min() < 0 or split.labels.max() >= self.num_class:
@@ -109,18 +108,20 @@ class FaceData:
         return f"{crc32(b''.join(array.tobytes() for array in arrays)):08x}"
 
     def summary(self) -> str:
-        """Images per class of each split as aligned text, and how they compare to the published
-        numbers."""
-        counts = [split.counts(self.num_class) for split in self.splits.values()]
-        width = max(len("total"), len(self.title), *map(len, self.class_names))
-        rows = [*zip(self.class_names, *counts, strict=True)]
-        rows = [(self.title, *self.splits), *rows, ("total", *map(len, self.splits.values()))]
-        lines = [f"{name:<{width}}" + "".join(f"  {n:>6}" for n in row) for name, *row in rows]
+        """A table of images per class of each split, whether these are as published, and notes."""
+        counts = {name: split.counts(self.num_class) for name, split in self.splits.items()}
+        table = pd.DataFrame(counts, index=self.class_names).rename_axis(self.title, axis=1)
+        table.loc["total"] = table.sum()
+        lines = [table.to_string()]
         if not self.toy and self.published is not None:
-            same = all(map(np.array_equal, counts, self.published.values()))
+            same = all(map(np.array_equal, counts.values(), self.published.values()))
             verdict = "are" if same else "differ from"
             lines.append(f"These {verdict} the published counts of {self.name}.")
-        return "\n".join([*lines, *self.notes])
+        if self.left_out:
+            lines.append(f"{plural(self.left_out, 'image')} left out, listed in {BAD_IMAGES}")
+        if self.others:
+            lines.append(f"not images, and left out: {self.others}")
+        return "\n".join([*lines, self.note]).strip()
 
     def with_validation(self, share: float, seed: int) -> "FaceData":
         """Set a share of the training images of each class aside for choosing the best epoch; the
@@ -148,203 +149,154 @@ class FaceData:
         return replace(self, train=train, val=val, test=self.val, published=None, whole=whole)
 
 
-class Problem(NamedTuple):
-    """Something in a data set that has to be corrected before training."""
-
-    where: str  # relative to the data set: an image, a folder, or a line as FILE:NUMBER
-    reason: str
-    of_label: bool = False  # otherwise of an image file
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
-
-
-@dataclass
-class Scan:
-    """What of a data set can be used, and all that is wrong with it."""
-
-    root: Path
-    name: str
-    class_names: tuple[str, ...]
-    published: Mapping[str, Sequence[int]] | None = None
-    splits: list[Split] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    left_out: int = 0  # images that BAD_IMAGES names
-    others: Counter[str] = field(default_factory=Counter)  # files that are not images, by suffix
-    notes: list[str] = field(default_factory=list)
-
-    def whole(self) -> FaceData:
-        """The data set, if nothing is wrong with it.
-
-        Raises:
-            UserError: the number of problems, the first five, and what to do.
-        """
-        if self.problems:
-            command = f"python utils/check_data.py {shlex.quote(str(self.root))}"
-            more = f"; for all of them: {command}" if len(self.problems) > 5 else ""
-            raise UserError(
-                f"{self.root}: {plural(len(self.problems), 'problem')}: "
-                f"{'; '.join(map(str, self.problems[:5]))}; correct that, or leave images out "
-                f"with {command} --exclude{more}"
-            )
-        toy = os.path.exists(self.root / TOY_MARKER)
-        notes = [] if toy else [*self.notes]
-        if self.left_out:
-            notes.append(f"{plural(self.left_out, 'image')} left out, listed in {BAD_IMAGES}")
-        if self.others:
-            notes.append(f"not images, and left out: {describe_others(self.others)}")
-        train, val, test = (*self.splits, None)[:3]
-        return FaceData(
-            self.name, self.class_names, train, val, self.root, test, toy, self.published, notes
-        )
-
-
 # ---- what the readers share ----------------------------------------------------------------------
 
 SPLIT_NAMES = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 
 
-def bad_images(root: Path) -> set[str]:
+def find_class_folders(root: Path) -> tuple[list[Path], list[str]]:
+    """Find splits of class folders: `train/` with `val/`, `test/` or both, by any of their usual
+    names, in `root` or in the only folder there.
+
+    Returns:
+        The splits, and the names of the class folders in them; both empty if there are none.
+    """
+    folders = {path.name.lower(): path for path in _subfolders(root)}
+    found = [next((folders[n] for n in names if n in folders), None) for names in SPLIT_NAMES]
+    if found[0] and any(found[1:]):
+        splits = [folder for folder in found if folder]
+        return splits, sorted({path.name for split in splits for path in _subfolders(split)})
+    if len(folders) == 1 and not any(found):
+        return find_class_folders(*folders.values())
+    return [], []
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not os.path.isdir(folder):
+        return []
+    return sorted(p for p in folder.iterdir() if not is_rubbish(p.name) and p.is_dir())
+
+
+# Images as (name, label), and the folder that the names are relative to, of each split.
+Listing = dict[str, tuple[Path, list[tuple[str, int]]]]
+
+
+def _list_class_folders(splits: Sequence[Path], keys: Sequence[str]) -> tuple[Listing, str]:
+    """List the images in the class folders `keys`, which labels index; describe the other files."""
+    listing, others = {}, []
+    for folder in splits:
+        images = []
+        for label, key in enumerate(keys):
+            for path in walk_files(folder / key):
+                if has_suffix(path, IMAGE_SUFFIXES):
+                    images.append((path.removeprefix(f"{folder}{os.sep}"), label))
+                else:
+                    others.append(path)
+        listing[folder.name] = folder, images
+    return listing, describe_others(others)
+
+
+def _face_data(
+    root: Path,
+    listing: Listing,
+    codes: Sequence[str],
+    strict: bool,
+    problems: Sequence[str] = (),
+    **about,
+) -> FaceData:
+    """Make a data set of the listed images, without those in BAD_IMAGES.
+
+    Args:
+        codes: what the files call the classes.
+        strict: raise the problems.
+        about: further fields of FaceData.
+    """
+    excluded, left_out, splits, problems = _bad_images(root), 0, [], [*problems]
+    for where, (folder, images) in listing.items():
+        prefix = os.path.relpath(folder, root)
+        kept = [image for image in images if f"{prefix}/{image[0]}" not in excluded]
+        left_out += len(images) - len(kept)
+        names = np.array([os.fsencode(image) for image, _ in kept], dtype="S")
+        splits.append(Split(folder, names, np.array([label for _, label in kept], np.int64)))
+        counts = splits[-1].counts(len(codes))
+        empty = [code for code, count in zip(codes, counts, strict=True) if count == 0]
+        if empty:
+            problems.append(f"{where}: no images of class {', '.join(empty)}")
+    if problems and strict:
+        raise UserError(
+            f"{root}: {plural(len(problems), 'problem')}: {'; '.join(problems[:5])}; correct that "
+            f"(python utils/check_data.py {shlex.quote(str(root))} lists all problems)"
+        )
+    about.update(zip(("train", "val", "test"), splits, strict=False))
+    toy = os.path.exists(root / TOY_MARKER)
+    return FaceData(root=root, toy=toy, left_out=left_out, problems=problems, **about)
+
+
+def _bad_images(root: Path) -> set[str]:
     """Images that BAD_IMAGES says to leave out, relative to the data set."""
     path = root / BAD_IMAGES
     if not path.exists():
         return set()
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        if "path" not in (rows.fieldnames or ()):
-            raise UserError(f"{path}: has no column path; remove it")
-        return {row["path"] for row in rows}
-
-
-def find_splits(root: Path) -> list[Path] | None:
-    """`train/`, `val/` and `test/` by any of their usual names, in `root` or in the only folder
-    there; one of the latter two may be missing."""
-    folders = {path.name.lower(): path for path in _subfolders(root)}
-    found = [
-        next((folders[name] for name in names if name in folders), None) for names in SPLIT_NAMES
-    ]
-    if found[0] and any(found[1:]):
-        return [folder for folder in found if folder]
-    if len(folders) == 1 and not any(found):
-        return find_splits(*folders.values())
-    return None
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if not is_rubbish(p.name) and p.is_dir())
-
-
-def _scan_class_folders(scan: Scan, folders: Sequence[Path], keys: Sequence[str]) -> Scan:
-    """Fill a scan from the splits of a tree of class folders; labels index `keys`, their names."""
-    excluded = bad_images(scan.root)
-    for folder in folders:
-        prefix = f"{os.path.relpath(folder, scan.root)}/"
-        names, class_labels = [], []
-        for label, key in enumerate(keys):
-            for path in walk_files(folder / key) if os.path.isdir(folder / key) else ():
-                name = path.removeprefix(f"{folder}{os.sep}")
-                if not has_suffix(path, IMAGE_SUFFIXES):
-                    scan.others[os.path.splitext(path)[1].lower()] += 1
-                elif prefix + name in excluded:
-                    scan.left_out += 1
-                else:
-                    names.append(os.fsencode(name))
-                    class_labels.append(label)
-            if class_labels[-1:] != [label]:
-                reason = "no images; each class needs some"
-                scan.problems.append(Problem(prefix + key, reason, of_label=True))
-        names, class_labels = np.array(names, dtype="S"), np.array(class_labels, np.int64)
-        scan.splits.append(Split(folder, names, class_labels))
-    return scan
-
-
-def _no_folder(root: Path, name: str, url: str, flag: str) -> UserError:
-    return UserError(
-        f"{root}: no such folder; get {name} from {url} and unpack it there, give its place with "
-        f"{flag}, or try --toy, which needs no data"
-    )
+    options = {"dtype": str, "keep_default_na": False, "encoding_errors": "surrogateescape"}
+    try:
+        return set(pd.read_csv(path, usecols=["path"], **options)["path"])
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it") from None
 
 
 # ---- RAF-DB --------------------------------------------------------------------------------------
 
 RAFDB_LABELS = "EmoLabel/list_patition_label.txt"
 RAFDB_IMAGES = "Image/aligned"
-_RAFDB_LINE = re.compile(r"\s*(?P<name>(train|test)_\w+\.(?i:jpg))\s+(?P<code>[1-7])\s*", re.ASCII)
+RAFDB_CODES = "1234567"
+_RAFDB_LINE = re.compile(r"((train|test)_\w+)\.jpg\s+([1-7])", re.ASCII)
 
 
-def read_rafdb(root: str | os.PathLike) -> FaceData:
+def read_rafdb(root: str | os.PathLike, *, strict: bool = True) -> FaceData:
     """Read RAF-DB's basic set: `EmoLabel/list_patition_label.txt` and `Image/aligned/`, or class
     folders `train/1 ... 7` and `test/1 ... 7`.
 
+    Args:
+        strict: raise bad labels and classes without images instead of returning them as `problems`.
+
     Raises:
-        UserError: files are missing, the label file has bad lines, or a class has no image.
+        UserError: files are missing, the label file has bad lines, or a split has no image of a
+            class.
     """
-    return scan_rafdb(root).whole()
-
-
-def scan_rafdb(root: str | os.PathLike) -> Scan:
-    """Read RAF-DB with everything that is wrong with it."""
     root = Path(root)
     if not os.path.isdir(root):
-        raise _no_folder(root, "RAF-DB", RAFDB_URL, "--raf_path")
-    scan = Scan(root, "RAF-DB", labels.RAFDB, labels.RAFDB_COUNTS)
-    label_file, image_folder = root / RAFDB_LABELS, root / RAFDB_IMAGES
-    if not label_file.exists() and (splits := find_splits(root)):
-        return _scan_class_folders(scan, splits, "1234567")
-    for path in (label_file, image_folder):
+        raise UserError(f"{root}: no such folder; {NO_FOLDER.format(RAFDB_URL, '--raf_path')}")
+    about = {"name": "RAF-DB", "class_names": labels.RAFDB, "published": labels.RAFDB_COUNTS}
+    splits, _ = find_class_folders(root)
+    if splits and not (root / RAFDB_LABELS).exists():
+        listing, about["others"] = _list_class_folders(splits, RAFDB_CODES)
+        return _face_data(root, listing, RAFDB_CODES, strict, **about)
+    for path in (root / RAFDB_LABELS, root / RAFDB_IMAGES):
         if not path.exists():
             raise UserError(
                 f"{path}: missing; {root} should hold {RAFDB_LABELS} and {RAFDB_IMAGES}/ as "
                 "RAF-DB's basic set does, or train/1 ... 7 and test/1 ... 7"
             )
-    present, excluded = set(os.listdir(image_folder)), bad_images(root)
-    names, codes = {"train": [], "test": []}, {"train": [], "test": []}
-    for name, (number, code) in _read_rafdb_labels(label_file, scan.problems).items():
-        split = name.partition("_")[0]
-        aligned = f"{Path(name).stem}_aligned.jpg"
-        if f"{RAFDB_IMAGES}/{aligned}" in excluded:
-            scan.left_out += 1
-        elif aligned in present:
-            names[split].append(aligned)
-            codes[split].append(code)
-        else:
-            reason = f"missing, but line {number} of {label_file.name} lists it"
-            scan.problems.append(Problem(f"{RAFDB_IMAGES}/{aligned}", reason))
-    for split, found in codes.items() if not scan.problems else ():
-        missing = {*range(1, 8)} - {*found} if split == "train" and found else ()
-        reasons = [
-            f"no {split} image of {labels.RAFDB[code - 1]} (label {code})" for code in missing
-        ]
-        reasons += [] if found else [f"no {split} image"]
-        scan.problems += [Problem(RAFDB_LABELS, reason, of_label=True) for reason in reasons]
-    scan.splits = [
-        Split(image_folder, np.array(names[split], dtype="S"), np.array(codes[split], np.int64) - 1)
-        for split in names
-    ]
-    return scan
+    listing, problems = _list_rafdb(root)
+    return _face_data(root, listing, RAFDB_CODES, strict, problems, **about)
 
 
-def _read_rafdb_labels(path: Path, problems: list[Problem]) -> dict[str, tuple[int, int]]:
-    """{"train_00001.jpg": (its line, its label from 1 to 7)}; lines that say something else are
-    added to the problems."""
-    listed = {}
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+def _list_rafdb(root: Path) -> tuple[Listing, list[str]]:
+    """Read the label file; also return what is wrong with its lines."""
+    images, problems = {"train": {}, "test": {}}, []
+    text = (root / RAFDB_LABELS).read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        match = _RAFDB_LINE.fullmatch(line)
-        if match is None:
-            reason = (
-                f"{line[:60]!r} is not 'train_NNNNN.jpg LABEL' or 'test_NNNN.jpg LABEL', or has "
-                "no label from 1 to 7"
-            )
-        elif match["name"] in listed:
-            reason = f"repeats {match['name']} of line {listed[match['name']][0]}"
+        match = _RAFDB_LINE.fullmatch(line.strip())
+        if match and (name := f"{match[1]}_aligned.jpg") not in images[match[2]]:
+            images[match[2]][name] = int(match[3]) - 1
         else:
-            listed[match["name"]] = number, int(match["code"])
-            continue
-        problems.append(Problem(f"{RAFDB_LABELS}:{number}", reason, of_label=True))
-    return listed
+            problems.append(
+                f"{RAFDB_LABELS}:{number}: {line[:60]!r} is not 'train_NNNNN.jpg LABEL' or "
+                "'test_NNNN.jpg LABEL' with a label from 1 to 7, or names an image again"
+            )
+    return {split: (root / RAFDB_IMAGES, [*images[split].items()]) for split in images}, problems
 
 
 # ---- AffectNet, and data sets of any other classes -----------------------------------------------
@@ -353,30 +305,28 @@ def _read_rafdb_labels(path: Path, problems: list[Problem]) -> dict[str, tuple[i
 RAW_AFFECTNET = ("train_set", "Manually_Annotated_Images", "Manually_Annotated", "affectnet.csv")
 
 
-def read_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> FaceData:
+def read_affectnet(
+    root: str | os.PathLike, *, num_class: int | None = None, strict: bool = True
+) -> FaceData:
     """Read AffectNet as class folders 0-7, or any data set as class folders of other names.
 
     Args:
         num_class: 8 or 7 (without contempt), 8 if None; other data sets have as many classes as
             folders.
+        strict: raise classes without images instead of returning them as `problems`.
 
     Raises:
         UserError: no data set, one that has to be converted first, a class without images in one
             of the splits, or folders whose names do not say which classes they are.
     """
-    return scan_affectnet(root, num_class=num_class).whole()
-
-
-def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> Scan:
-    """Read AffectNet, or other class folders, with everything that is wrong with them."""
     root = Path(root)
     if not os.path.isdir(root):
-        raise _no_folder(root, "AffectNet", AFFECTNET_URL, "--aff_path")
+        raise UserError(f"{root}: no such folder; {NO_FOLDER.format(AFFECTNET_URL, '--aff_path')}")
     convert = f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
     if (root / UNFINISHED).exists():
         command = (root / UNFINISHED).read_text().strip() or convert
         raise UserError(f"{root}: its conversion was interrupted; continue it with {command}")
-    splits = find_splits(root)
+    splits, keys = find_class_folders(root)
     if not splits:
         for name in RAW_AFFECTNET:
             if (root / name).exists():
@@ -385,59 +335,54 @@ def scan_affectnet(root: str | os.PathLike, *, num_class: int | None = None) -> 
             f"{root}: has no train/ and val/ (or valid/, validation/, test/) with one folder of "
             "images per class"
         )
-    keys = sorted({path.name for split in splits for path in _subfolders(split)})
-    for key in (root.resolve().name, *keys):
-        if not key.isprintable() or not key.strip():
-            raise UserError(f"{root}: a folder is called {key!r}; rename it to plain text")
     if len(keys) < 2:
         raise UserError(f"{root}: has {plural(len(keys), 'class folder')}; at least 2 are needed")
     if all(key.isdecimal() for key in keys):
-        return _scan_numbered_folders(root, splits, keys, num_class)
+        return _read_numbered_folders(root, splits, keys, num_class, strict)
     if num_class not in (None, len(keys)):
         raise UserError(
             f"{root}: has {len(keys)} class folders of its own, but --num_class {num_class} was "
             "given; leave it out, or give another --aff_path"
         )
-    return _scan_class_folders(Scan(root, root.resolve().name, tuple(keys)), splits, keys)
+    listing, others = _list_class_folders(splits, keys)
+    about = {"name": root.resolve().name, "class_names": keys, "others": others}
+    return _face_data(root, listing, keys, strict, **about)
 
 
-def _scan_numbered_folders(
-    root: Path, splits: Sequence[Path], keys: Sequence[str], num_class: int | None
-) -> Scan:
-    """Read numbered folders as AffectNet's, unless they are known to be those of another set."""
-    codes = [f"{code} {name}" for code, name in enumerate(labels.AFFECTNET)]
-    known = f"not AffectNet's ({', '.join(codes)})"
-    rename = f"rename the folders to class names, such as train/{keys[0]} to train/happy"
-    some_file = os.path.basename(next(walk_files(splits[0]), ""))
-    if re.fullmatch(r"(train|test)_\d+_aligned\.\w+", some_file):
-        raise UserError(
-            f"{root}: these are RAF-DB's images; train on them with python rafdb.py --raf_path "
-            f"{shlex.quote(str(root))}"
+def _read_numbered_folders(
+    root: Path, splits: Sequence[Path], keys: Sequence[str], num_class: int | None, strict: bool
+) -> FaceData:
+    """Read AffectNet's class folders, unless they are known to be those of another data set."""
+    class_names = labels.AFFECTNET[:num_class]
+    codes = [str(code) for code in range(len(class_names))]
+    mapping = ", ".join(map(" ".join, zip(codes, class_names, strict=True)))
+    listing, others = _list_class_folders(splits, codes)
+    train_labels = [label for _, label in listing[splits[0].name][1]]
+    wrong = ""
+    if not {"0"} <= {*keys} <= {*"01234567"}:
+        wrong = (
+            f"the folders {', '.join(keys)} are not AffectNet's ({mapping}); if they are RAF-DB's, "
+            "train with rafdb.py --raf_path"
         )
-    if not set(keys) <= {*"01234567"} or "0" not in keys:
-        raise UserError(f"{root}: the folders {', '.join(keys)} are {known}; {rename}")
-    without_contempt = keys == [*"0123456"]
-    count = num_class or (7 if without_contempt else 8)
-    published = {split: counts[:count] for split, counts in labels.AFFECTNET_COUNTS.items()}
-    scan = Scan(root, "AffectNet", labels.AFFECTNET[:count], published)
-    _scan_class_folders(scan, splits, "01234567"[:count])
-    counts = [split.counts(count) for split in scan.splits]
-    if np.array_equal(counts[0], labels.FER2013_COUNTS["train"]):
-        raise UserError(f"{root}: these are FER2013's folders, {known}; {rename}")
-    if num_class is None and without_contempt:
+    elif tuple(map(train_labels.count, range(7))) == labels.FER2013_COUNTS["train"]:
+        wrong = f"these are FER2013's folders, not AffectNet's ({mapping})"
+    elif num_class is None and "7" not in keys:
+        wrong = "has no folder 7 (contempt); if this is AffectNet, give --num_class 7"
+    if wrong:
         raise UserError(
-            f"{root}: has no folder 7 (contempt): give --num_class 7, or if this is another data "
-            f"set, {rename}"
+            f"{root}: {wrong}; rename the folders of another data set to class names, such as "
+            f"train/{keys[0]} to train/happy"
         )
-    if not all(map(np.array_equal, counts, published.values())):
-        scan.notes.append(f"The folders are taken for AffectNet's: {', '.join(codes[:count])}.")
-    return scan
+    published = {name: n[: len(codes)] for name, n in labels.AFFECTNET_COUNTS.items()}
+    about = {"name": "AffectNet", "class_names": class_names, "published": published}
+    note = f"The folders are taken for AffectNet's: {mapping}."
+    return _face_data(root, listing, codes, strict, others=others, note=note, **about)
 
 
 def affectnet_run_name(root: str | os.PathLike, num_class: int | None) -> str:
     """What runs on `read_affectnet`'s data are called."""
-    splits = find_splits(Path(root)) if os.path.isdir(root) else None
-    if splits and not all(folder.name.isdecimal() for folder in _subfolders(splits[0])):
+    _, keys = find_class_folders(Path(root))
+    if not all(key.isdecimal() for key in keys):
         return Path(root).resolve().name
     return f"affectnet-{num_class or len(labels.AFFECTNET)}"
 
@@ -464,7 +409,7 @@ SOURCES = {
 
 def data_root(trained: "TrainedDAN") -> str | None:
     """Where its data set lies, as far as the checkpoint says."""
-    return next((locate(trained.config[name]) for name in SOURCES if name in trained.config), None)
+    return next((locate(trained.config[flag]) for flag in SOURCES if flag in trained.config), None)
 
 
 def data_of(trained: "TrainedDAN") -> FaceData | None:
@@ -476,8 +421,7 @@ def data_of(trained: "TrainedDAN") -> FaceData | None:
     root = data_root(trained)
     if root is None:
         return None
-    flag = next(name for name in SOURCES if name in trained.config)
-    source = SOURCES[flag]
+    flag, source = next(item for item in SOURCES.items() if item[0] in trained.config)
     if not os.path.isdir(root):
         remedy = "put the data there, or a link to them,"
         if trained.toy:

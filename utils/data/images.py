@@ -5,7 +5,7 @@ import struct
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -59,9 +59,9 @@ def read_rgb(path: str | os.PathLike, *, min_side: int = 0) -> np.ndarray:
     Raises:
         UserError: the file is missing, not an image, truncated, or a decompression bomb.
     """
-    if simplejpeg is not None and (pixels := _plain_jpeg(path, min_side)) is not None:
-        return pixels
     try:
+        if simplejpeg is not None and (pixels := _decode_plain_jpeg(path, min_side)) is not None:
+            return pixels
         with Image.open(path) as image:  # reads the header only
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(
@@ -71,33 +71,30 @@ def read_rgb(path: str | os.PathLike, *, min_side: int = 0) -> np.ndarray:
             ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(to_rgb(image))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
+        problem = "missing"
     except UnidentifiedImageError:
-        raise UserError(
-            f"{path}: not an image that Pillow can read; replace it or leave it out"
-        ) from None
+        problem = "not an image that Pillow can read"
     # What Pillow raises on damaged data.
     except (OSError, SyntaxError, ValueError, RuntimeError, struct.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); replace it or leave it out") from None
+        problem = f"cannot be read ({error})"
+    raise UserError(f"{path}: {problem}; replace it or leave it out")
 
 
-def _plain_jpeg(path: str | os.PathLike, min_side: int) -> np.ndarray | None:
+def _decode_plain_jpeg(path: str | os.PathLike, min_side: int) -> np.ndarray | None:
     """Decode a JPEG file that needs neither turning nor another colour space; None for all other
-    files and for broken ones."""
+    files and for broken ones, of which Pillow's error says more."""
+    with open(path, "rb") as file:
+        content = file.read(1 << 16)
+        if not content.startswith(b"\xff\xd8\xff") or b"Exif" in content:
+            return None
+        content += file.read()
     try:
-        with open(path, "rb") as file:
-            start = file.read(1 << 16)
-            if not start.startswith(b"\xff\xd8\xff") or b"Exif" in start:
-                return None
-            content = start + file.read()
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
             return None
-        if min_side:
-            return simplejpeg.decode_jpeg(content, min_height=min_side, min_width=min_side)
-        return simplejpeg.decode_jpeg(content)
-    except (OSError, ValueError):
-        return None  # Pillow's error says more
+        return simplejpeg.decode_jpeg(content, min_height=min_side, min_width=min_side)
+    except ValueError:
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -118,9 +115,8 @@ def _to_8_bits(levels: np.ndarray) -> np.ndarray:
     if not np.isfinite(levels).all():
         raise ValueError("it holds NaN or infinite values")
     brightest = levels.max()
-    depths = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
-    scales = [1, *depths] if levels.dtype.kind == "f" else depths
-    white = next((scale for scale in scales if scale >= brightest), brightest)
+    usual = (2**bits - 1 for bits in (1, 8, 10, 12, 14, 16))
+    white = next((scale for scale in usual if scale >= brightest), brightest)
     return (levels.clip(0).astype(np.float64) * (255 / white) + 1e-6).astype(np.uint8)
 
 
@@ -137,11 +133,11 @@ def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
 
 
 def walk_files(folder: str | os.PathLike, visited: set[str] | None = None) -> Iterator[str]:
-    """Paths of all files in and below a folder, sorted, without rubbish. Links are followed, but
-    no folder is visited twice."""
+    """Paths of all files in and below a folder, sorted, without rubbish; none where there is no
+    folder. Links are followed, but no folder is visited twice."""
     visited = set() if visited is None else visited
     place = os.path.realpath(folder)
-    if place in visited:
+    if place in visited or not os.path.isdir(place):
         return
     visited.add(place)
     with os.scandir(folder) as entries:
@@ -171,41 +167,37 @@ def list_files(
     Raises:
         UserError: no file is left, or a folder would be both read and written.
     """
-    files: dict[str, Path] = {}  # by their real path
-    problems, others = [], Counter()
+    found, problems, others = [], [], []
     for path in paths:
-        if "://" in str(path):
-            problems.append(f"{path}: is an address; download the file and give its path")
-        elif not os.path.exists(path):
+        if not os.path.exists(path):
             problems.append(f"{path}: no such file or folder; check the path")
         elif not os.path.isdir(path):
-            files.setdefault(os.path.realpath(path), Path(path))
+            found.append(path)
         elif output is not None and os.path.realpath(output) == os.path.realpath(path):
             raise UserError(f"{path}: would be both read and written; give another --output")
         else:
-            before = len(files)
-            for file in walk_files(path):
-                if output is not None and is_below(file, output):
-                    continue
-                if has_suffix(file, suffixes):
-                    files.setdefault(os.path.realpath(file), Path(file))
-                else:
-                    others[os.path.splitext(file)[1].lower()] += 1
-            if len(files) == before:
+            files = [f for f in walk_files(path) if output is None or not is_below(f, output)]
+            readable = [file for file in files if has_suffix(file, suffixes)]
+            others += [file for file in files if not has_suffix(file, suffixes)]
+            found += readable
+            if not readable:
                 problems.append(f"{path}: holds no file to read")
     if others:
         problems.append(describe_others(others))
-    if not files:
+    if not found:
         raise UserError("; ".join(problems))
     for problem in problems:
         print(f"skipped: {one_line(problem)}", file=sys.stderr)
-    return list(files.values())
+    places: dict[str, Path] = {}
+    for file in found:
+        places.setdefault(os.path.realpath(file), Path(file))
+    return list(places.values())
 
 
-def describe_others(counts: Counter[str]) -> str:
-    """{".heic": 200, ".txt": 1} -> "200 .heic files (...), 1 .txt file"."""
+def describe_others(paths: Iterable[str]) -> str:
+    """["a.heic", "b.heic", "c.txt"] -> "2 .heic files (...), 1 .txt file"."""
     parts = []
-    for suffix, count in counts.most_common():
+    for suffix, count in Counter(Path(path).suffix.lower() for path in paths).most_common():
         hint = " (convert them, or pip install pillow-heif)" if suffix == ".heic" else ""
         parts.append(plural(count, f"{suffix} file".lstrip()) + hint)
     return ", ".join(parts)

@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -49,37 +49,18 @@ def balanced(labels: np.ndarray, seed: int, epoch: int) -> Tensor:
     return torch.multinomial(torch.from_numpy(weights), len(labels), True, generator=draws)
 
 
-def batch_sizes(count: int, batch_size: int, min_images: int) -> list[int]:
-    """Sizes of an epoch's batches; a last one below `min_images` joins the one before it."""
-    full, rest = divmod(count, batch_size)
-    if full and 0 < rest < min_images:
-        return [batch_size] * (full - 1) + [batch_size + rest]
-    return [batch_size] * full + [rest] * (rest > 0)
-
-
-@dataclass
-class EpochBatches:
-    """Yields lists of indices, this process's share of each batch.
-
-    Set `epoch`, which determines the order, and `start`, the number of the first batch, before
-    each pass.
-    """
-
-    labels: np.ndarray
-    sizes: list[int]
-    order: Order
-    seed: int
-    world: World
-    epoch: int = 0
-    start: int = 0
-
-    def __iter__(self) -> Iterator[list[int]]:
-        indices = self.order(self.labels, self.seed, self.epoch)
-        for batch in indices.split(self.sizes)[self.start :]:
-            yield batch[self.world.share(len(batch))].tolist()
-
-
 # ---- decoding and batches ------------------------------------------------------------------------
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode an image of a data set, (h, w, 3) uint8; an error says how to find all broken ones."""
+    try:
+        return read_rgb(path)
+    except UserError as error:
+        raise UserError(
+            f"{error} (python utils/check_data.py --exclude finds all such images, and makes "
+            "training leave them out)"
+        ) from None
 
 
 @dataclass
@@ -95,21 +76,15 @@ class FaceDataset(Dataset):
         images = np.empty((len(indices), *self.size, 3), np.uint8)
         try:
             for place, index in enumerate(indices):
-                images[place] = self._read(index)
+                image = read_image(self.split.path(index))
+                if image.shape[:2] != self.size:
+                    # As torchvision's Resize does with a Pillow image: bilinear, antialiased.
+                    size, method = self.size[::-1], Image.Resampling.BILINEAR
+                    image = Image.fromarray(image).resize(size, method)
+                images[place] = image
         except UserError as error:
-            return UserError(
-                f"{error} (python utils/check_data.py --exclude finds all such images, and makes "
-                "training leave them out)"
-            )
+            return error
         return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-    def _read(self, index: int) -> np.ndarray:
-        image = read_rgb(self.split.path(index))
-        if image.shape[:2] == self.size:
-            return image
-        # As torchvision's Resize does with a Pillow image: bilinear, antialiased.
-        resized = Image.fromarray(image).resize(self.size[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(resized)
 
 
 class Batch(NamedTuple):
@@ -152,83 +127,78 @@ class FaceLoader:
         world: World | None = None,
         min_images: int = 0,
     ):
-        self.split = split
+        self.split, self.order, self.seed = split, order, seed
         self.world = world = world or World()
         self.device = world.device
         self.dataset = FaceDataset(split, _stored_size(split, image_size))
-        sizes = batch_sizes(len(split), batch_size, min_images * world.size)
-        self.batches = EpochBatches(split.labels, sizes, order, seed, world)
-        num_bytes = len(split) * 3 * self.dataset.size[0] * self.dataset.size[1]
-        workers = min(workers, max(1, (os.cpu_count() or 1) // world.local_size))
-        self._stream = None
         self._labels = torch.tensor(split.labels, dtype=torch.int64)
+        full, rest = divmod(len(split), batch_size)
+        self.sizes = [batch_size] * full + [rest] * (rest > 0)  # of an epoch's batches
+        if full and 0 < rest < min_images * world.size:
+            self.sizes[-2:] = [batch_size + rest]
+        num_bytes = len(split) * 3 * self.dataset.size[0] * self.dataset.size[1]
         room = CACHE_SHARE * _free_memory() / world.local_size
         self.cached = len(split) <= CACHE_IMAGES and num_bytes <= room
+        workers = min(workers, max(1, (os.cpu_count() or 1) // world.local_size))
+        if self.cached and len(split) <= 256:
+            workers = 0  # decoded before they would have started
+        self._batches: list[list[int]] = []  # this process's part of each, to be decoded
+        self._stream = DataLoader(
+            self.dataset,
+            batch_size=None,  # the dataset decodes whole batches
+            sampler=self._batches,
+            num_workers=workers,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # otherwise each pass draws from the global one
+            persistent_workers=workers > 0 and not self.cached,
+            pin_memory=self.device.type == "cuda" and not self.cached,
+        )
         if self.cached:
-            self._images = self._decode_all(workers)
+            self._images = self._decode_all()
             if self.device.type == "cuda":
                 free, _ = torch.cuda.mem_get_info(self.device)
                 if num_bytes <= CACHE_SHARE * free:
                     self._images = self._images.to(self.device)
-        else:
-            self._stream = self._data_loader(
-                self.batches,
-                workers,
-                persistent_workers=workers > 0,
-                pin_memory=self.device.type == "cuda",
-            )
 
     def __len__(self) -> int:
         """Number of batches per epoch."""
-        return len(self.batches.sizes)
+        return len(self.sizes)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches, beginning with number `start`."""
-        self.batches.epoch, self.batches.start = epoch, start
-        stream = self._from_memory() if self.cached else self._stream
-        # The order once more, for the labels; it is cheap and depends on the epoch only.
-        for size, indices, images in zip(
-            self.batches.sizes[start:], self.batches, stream, strict=True
-        ):
-            if isinstance(images, UserError):
-                raise images
-            labels = to_device(self._labels[indices], self.device)
+        batches = self.order(self.split.labels, self.seed, epoch).split(self.sizes)[start:]
+        # In place, as workers that stay alive draw from this list.
+        self._batches[:] = [batch[self.world.share(len(batch))].tolist() for batch in batches]
+        stream = map(self._from_memory, self._batches) if self.cached else self._decoded()
+        for size, batch, images in zip(self.sizes[start:], self._batches, stream, strict=True):
+            labels = to_device(self._labels[batch], self.device)
             yield Batch(to_device(images, self.device), labels, self.world.share(size), size)
 
     def close(self) -> None:
         """Stop the workers. Left to garbage collection, each takes five seconds to notice."""
-        if self._stream is not None and self._stream._iterator is not None:
+        if self._stream._iterator is not None:
             self._stream._iterator._shutdown_workers()
 
-    def _from_memory(self) -> Iterator[Tensor]:
-        for batch in self.batches:
-            indices = torch.tensor(batch, dtype=torch.int64)
-            yield self._images[to_device(indices, self._images.device)]
+    def _from_memory(self, batch: list[int]) -> Tensor:
+        indices = torch.tensor(batch, dtype=torch.int64)
+        return self._images[to_device(indices, self._images.device)]
 
-    def _decode_all(self, workers: int) -> Tensor:
+    def _decoded(self) -> Iterator[Tensor]:
+        for images in self._stream:
+            if isinstance(images, UserError):
+                raise images
+            yield images
+
+    def _decode_all(self) -> Tensor:
         """Read all files once: (N, 3, h, w) uint8."""
-        count, done = len(self.split), 0
-        images = torch.empty(count, 3, *self.dataset.size, dtype=torch.uint8)
-        batches = [range(count)[start : start + 64] for start in range(0, count, 64)]
-        with self.world.progress(total=count, desc="decode", unit="img") as bar:
-            for decoded in self._data_loader(batches, workers if count > 256 else 0):
-                if isinstance(decoded, UserError):
-                    raise decoded
-                images[done : done + len(decoded)] = decoded
-                done += len(decoded)
-                bar.update(len(decoded))
+        images = torch.empty(len(self.split), 3, *self.dataset.size, dtype=torch.uint8)
+        blocks = torch.arange(len(self.split)).split(64)
+        self._batches[:] = [block.tolist() for block in blocks]
+        with self.world.progress(total=len(images), desc="decode", unit="img") as bar:
+            for block, decoded in zip(blocks, self._decoded(), strict=True):
+                images[block] = decoded
+                bar.update(len(block))
         return images
-
-    def _data_loader(self, batches: Iterable[Sequence[int]], workers: int, **options) -> DataLoader:
-        return DataLoader(
-            self.dataset,
-            batch_size=None,  # the dataset decodes whole batches
-            sampler=batches,
-            num_workers=workers,
-            worker_init_fn=_ignore_signals,
-            generator=torch.Generator(),  # otherwise each pass draws from the global one
-            **options,
-        )
 
 
 def _ignore_signals(worker: int) -> None:
@@ -240,19 +210,11 @@ def _ignore_signals(worker: int) -> None:
 
 
 def _stored_size(split: Split, image_size: int) -> tuple[int, int]:
-    """(h, w) in which a split's images are kept, according to the headers of 64 of them."""
-    sizes = set()
-    for index in np.linspace(0, len(split) - 1, min(64, len(split))).astype(int):
-        try:
-            with Image.open(split.path(index)) as image:
-                sizes.add(image.size)
-        except OSError:
-            continue  # decoding it reports what is wrong
-    if len(sizes) == 1:
-        width, height = sizes.pop()
-        if max(width, height) <= image_size:
-            return height, width
-    return image_size, image_size
+    """(h, w) in which a split's images are kept, according to 64 of them."""
+    chosen = np.linspace(0, len(split) - 1, min(64, len(split))).astype(int)
+    sizes = {read_image(split.path(index)).shape[:2] for index in chosen}
+    size = sizes.pop()
+    return (image_size, image_size) if sizes or max(size) > image_size else size
 
 
 def _free_memory() -> int:
