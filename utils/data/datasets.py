@@ -407,21 +407,16 @@ SOURCES = {
 }
 
 
-def data_root(trained: "TrainedDAN") -> str | None:
-    """Where its data set lies, as far as the checkpoint says."""
-    return next((locate(trained.config[flag]) for flag in SOURCES if flag in trained.config), None)
-
-
 def data_of(trained: "TrainedDAN") -> FaceData | None:
     """Read the data set that a network was trained on; None if the checkpoint does not say which.
 
     Raises:
         UserError: it is not there or not whole, or has other classes now.
     """
-    root = data_root(trained)
-    if root is None:
+    flag = next((name for name in SOURCES if name in trained.config), None)
+    if flag is None:
         return None
-    flag, source = next(item for item in SOURCES.items() if item[0] in trained.config)
+    root, source = locate(trained.config[flag]), SOURCES[flag]
     if not os.path.isdir(root):
         remedy = "put the data there, or a link to them,"
         if trained.toy:
