@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,8 +16,6 @@ from utils.labels import AFFECTNET, AFFECTNET_COUNTS, RAFDB
 from utils.toy import render, sets
 from utils.toy.render import EXPRESSION_UNITS, draw_action_units, draw_face
 from utils.toy.sets import ToySet, read_toy_set, write_affectnet, write_rafdb
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -194,10 +190,3 @@ def test_interrupted_sets_never_appear_and_leave_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_rafdb(tmp_path / "set", train=8, test=7)
     assert os.listdir(tmp_path) == []
-
-
-def test_the_script_runs_from_anywhere(tmp_path):
-    script = [sys.executable, str(REPOSITORY / "utils/toy_faces.py")]
-    arguments = ["--layout", "affectnet", "--output", "a b/set", "--train", "9", "--test", "8"]
-    subprocess.run([*script, *arguments], cwd=tmp_path, check=True)
-    assert read_toy_set(tmp_path / "a b/set") == ToySet("affectnet", 0, 9, 8, num_class=8)
