@@ -188,7 +188,7 @@ def _nose(who: Identity, au: ActionUnits) -> Iterator[Shape]:
 
 def _mouth(who: Identity, au: ActionUnits) -> Iterator[Shape]:
     """AU 12 and 15 raise and lower its corners, 14 dimples them, 20 stretches and 23 tightens the
-    lips, 16 bares the lower teeth, 26 opens it, 9 lifts the upper lip."""
+    lips, 16 bares the teeth, 26 opens it, 9 lifts the upper lip."""
     smile = au[6] * au[12]  # half a smile, in contempt, does not show the teeth
     gape = au[26] * (1 - 0.5 * au[20])
     corner_x = who.mouth_width * (1 + 0.28 * au[12] + 0.5 * au[20] - 0.32 * au[23] - 0.42 * gape)
@@ -244,7 +244,7 @@ def draw_face(
         """Add shapes and return the mean colour of the picture so far, (3,)."""
         for points, colour in shapes:
             pixels = (points * scale * np.exp(1j * angle) + shift + 1 + 1j) * image.width / 2
-            pencil.polygon(pixels.view(float).tolist(), fill=tuple(colour.astype(int)))
+            pencil.polygon(pixels.view(float).tolist(), fill=tuple(colour.astype(int).tolist()))
         return np.array(ImageStat.Stat(image).mean)
 
     mean_of_head = paint(draw_head(who))
