@@ -18,8 +18,8 @@ python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
 part "CUDA tests" 120 python -m pytest -q -k cuda
 part "benchmark" 210 bash -c "python tests/benchmark.py --compile | tee '$work/table.md'"
 # RAF-DB's counts and image size.
-part "drawing 15,339 faces" 60 python utils/toy_faces.py --layout rafdb --train 12271 --test 3068 \
-    --output "$work/raf"
+part "drawing 15,339 faces" 75 python -c "from utils.toy.sets import write_rafdb
+write_rafdb('$work/raf', train=12271, test=3068)"
 part "40 epochs of RAF-DB's size" 180 bash -c "time python rafdb.py --raf_path '$work/raf' \
     --pretrained none --output_dir '$work/run'"
 

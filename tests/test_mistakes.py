@@ -136,12 +136,6 @@ CONVERT = {
     "--aff_path aff_raw --output file": "file",
     "--aff_path aff_raw --link": "--link",
 }
-TOY_FACES = {
-    "": "--output",
-    "--layout celeba --output new": "--layout: invalid choice",
-    "--output new --train 3": "--train: must be at least 7",
-    "--output own": "own: exists and is not a toy data set",
-}
 CHECK = {"nowhere": "nowhere: no such folder", "folder": "folder: no data set here"}
 
 TABLES = (  # script, what stands in front of every row, rows
@@ -151,7 +145,6 @@ TABLES = (  # script, what stands in front of every row, rows
     ("demo", "--checkpoint weights/best.pth --device cpu", DEMO),
     ("run_grad_cam", "--checkpoint weights/best.pth --output cam --device cpu", GRAD_CAM),
     ("utils.convert_affectnet", "--workers 1", CONVERT),
-    ("utils.toy_faces", "", TOY_FACES),
     ("utils.check_data", "--workers 1", CHECK),
 )
 

@@ -22,10 +22,7 @@ from utils.progress import progress
 from utils.toy.render import RENDERER, Identity, draw_face
 
 SPLITS = ("train", "test")
-RAFDB_STEMS = {"train": "train_{:05d}", "test": "test_{:04d}"}  # of a number from 1
-AFFECTNET_FOLDERS = {"train": "train_set", "test": "val_set"}
 FACES_PER_PERSON = 4
-MIN_FACES_FOR_POOL = 500  # fewer take less time than starting processes
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,17 @@ class ToySet:
 
         Classes are equally frequent, except in AffectNet's training split. There they are
         proportional to the square roots of the published counts: imbalanced in the same order,
-        but with enough faces of the rarest class to learn it.
+        but with enough faces of the rarest class to learn it. None is without a face.
         """
         labels = {}
         for split, total in (("train", self.train), ("test", self.test)):
             shares = np.ones(self.num_class)
             if self.layout == "affectnet" and split == "train":
                 shares = np.sqrt(AFFECTNET_COUNTS["train"])
-            ordered = np.repeat(np.arange(self.num_class), _apportion(total, shares))
-            labels[split] = self._rng(split, "labels").permutation(ordered)
+            positions = np.linspace(0, shares.sum(), total - self.num_class, endpoint=False)
+            classes = np.searchsorted(shares.cumsum(), positions, side="right")
+            classes = np.sort(np.concatenate([np.arange(self.num_class), classes]))
+            labels[split] = self._rng(split, "labels").permutation(classes)
         return labels
 
     def person(self, split: str, index: int) -> Identity:
@@ -77,22 +76,14 @@ class ToySet:
     def image(self, split: str, index: int) -> str:
         """The path of an image below the set's folder."""
         if self.layout == "rafdb":
-            return f"Image/aligned/{RAFDB_STEMS[split].format(index + 1)}_aligned.jpg"
-        return f"{AFFECTNET_FOLDERS[split]}/images/{index}.jpg"
+            digits = 5 if split == "train" else 4
+            return f"Image/aligned/{split}_{index + 1:0{digits}}_aligned.jpg"
+        return f"{'train_set' if split == 'train' else 'val_set'}/images/{index}.jpg"
 
     def _rng(self, split: str, purpose: str, index: int = 0) -> np.random.Generator:
         """An independent stream for each split, purpose and index."""
         key = SPLITS.index(split), ("labels", "person", "face").index(purpose), index
         return np.random.default_rng((self.seed, *key))
-
-
-def _apportion(total: int, shares: np.ndarray) -> np.ndarray:
-    """Integers in proportion to the shares, each at least 1, that add up to the total."""
-    exact = (total - len(shares)) * shares / shares.sum()
-    counts = np.floor(exact).astype(int)
-    rest = np.argsort(counts - exact, kind="stable")[: total - len(shares) - counts.sum()]
-    counts[rest] += 1
-    return counts + 1
 
 
 # ---- reading and writing -------------------------------------------------------------------------
@@ -139,41 +130,33 @@ def _write(root: str | os.PathLike, toy: ToySet) -> ToySet:
             raise UserError(f"{root}: exists and is not a toy data set; give another folder")
         root.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{root.name}.toy-", dir=root.parent) as scratch:
-            new, replaced = Path(scratch, "new"), Path(scratch, "replaced")
+            new = Path(scratch, "new")
             _write_files(new, toy)
             (new / TOY_MARKER).write_text(json.dumps(asdict(toy), indent=2) + "\n")
             if read_toy_set(root) != toy:  # another process may have finished it meanwhile
                 if root.exists():
-                    root.rename(replaced)
+                    root.rename(Path(scratch, "old"))
                 new.rename(root)
     return toy
 
 
 def _write_files(folder: Path, toy: ToySet) -> None:
-    if toy.layout == "rafdb":
-        (folder / "Image/aligned").mkdir(parents=True)
-        (folder / "EmoLabel").mkdir()
-        with open(folder / "EmoLabel/list_patition_label.txt", "w") as file:
-            for split in SPLITS:
-                for number, label in enumerate(toy.labels[split], start=1):
-                    file.write(f"{RAFDB_STEMS[split].format(number)}.jpg {label + 1}\n")
-    else:
-        for split in SPLITS:
-            images = folder / AFFECTNET_FOLDERS[split] / "images"
-            images.mkdir(parents=True)
-            annotations = images.with_name("annotations")
-            annotations.mkdir()
-            for index, label in enumerate(toy.labels[split]):
-                # The published files store labels as strings too.
-                np.save(annotations / f"{index}_exp.npy", np.array(str(label)))
-
+    raf_labels = []
     faces = [(split, index) for split in SPLITS for index in range(len(toy.labels[split]))]
-    draw = partial(_write_image, folder, toy)
-    with ProcessPoolExecutor() as pool:  # starts processes only when it is used
-        few = len(faces) < MIN_FACES_FOR_POOL
-        done = map(draw, faces) if few else pool.map(draw, faces, chunksize=50)
-        list(progress(done, total=len(faces), desc="drawing toy faces", unit="img"))
-
-
-def _write_image(folder: Path, toy: ToySet, face: tuple[str, int]) -> None:
-    save_picture(Image.fromarray(toy.face(*face)), folder / toy.image(*face), quality=95)
+    with ProcessPoolExecutor() as pool:  # starts processes when it is used
+        draw = map if len(faces) < 500 else partial(pool.map, chunksize=50)
+        pictures = draw(toy.face, *zip(*faces, strict=True))
+        bar = progress(faces, desc="drawing toy faces", unit="img")
+        for (split, index), picture in zip(bar, pictures, strict=True):
+            path, label = folder / toy.image(split, index), toy.labels[split][index]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_picture(Image.fromarray(picture), path, quality=95)
+            if toy.layout == "rafdb":
+                raf_labels.append(f"{path.name.replace('_aligned', '')} {label + 1}\n")
+            else:
+                annotations = path.parents[1] / "annotations"
+                annotations.mkdir(exist_ok=True)
+                np.save(annotations / f"{index}_exp.npy", np.array(str(label)))  # as published
+    if raf_labels:
+        (folder / "EmoLabel").mkdir()
+        (folder / "EmoLabel/list_patition_label.txt").write_text("".join(raf_labels))
