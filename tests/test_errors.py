@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from utils import progress
 from utils.errors import UserError, exit_on_user_error, writing
 
-REPOSITORY = Path(__file__).parents[1]
 MANY_LINES = "[print('x' * 1000) for _ in range(1000)]"
 
 
@@ -41,7 +40,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), BrokenPipeError("of a worker")])
-def test_other_errors_are_not_hidden(error, capsys):
+def test_other_errors_are_not_hidden(error):
     with pytest.raises(type(error), match=str(error)), exit_on_user_error():
         raise error
 
