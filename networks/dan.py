@@ -96,7 +96,6 @@ class DAN(nn.Module):
         super().__init__()
         if num_class < 1 or num_head < 0:
             raise ValueError(f"not a network: {num_class=}, {num_head=}")
-        self.num_class = num_class
         self.num_head = num_head
         self.features = _without_pooling(resnet18(weights=None))
         # One attribute per head instead of a ModuleList keeps the released state-dict keys.

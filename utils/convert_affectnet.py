@@ -103,7 +103,6 @@ def read_release(folder: Path) -> tuple[str, list[Face]]:
 
     Raises:
         UserError: there is none, or its tables are malformed.
-        OSError: a folder of the npy release is missing.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; put AffectNet there or name it by --aff_path")
