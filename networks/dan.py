@@ -94,8 +94,6 @@ class DAN(nn.Module):
 
     def __init__(self, *, num_class: int, num_head: int = 4):
         super().__init__()
-        if num_class < 1 or num_head < 0:
-            raise ValueError(f"not a network: {num_class=}, {num_head=}")
         self.num_head = num_head
         self.features = _without_pooling(resnet18(weights=None))
         # One attribute per head instead of a ModuleList keeps the released state-dict keys.

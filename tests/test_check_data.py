@@ -238,12 +238,3 @@ def test_identical_and_flat_images(capsys, tmp_path):
     named = {line.partition(": ")[0] for line in lines}
     assert code == 1
     assert named == {"train/a/1.png", "train/b/2.png", "train/b/3.png", "train/b/4.png"}
-
-
-def test_images_are_decoded_as_training_does(capsys, tmp_path):
-    """A 16-bit PNG, a palette, an animation: what training takes is not bad."""
-    root = write_folders(tmp_path, "ab")
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(root / "train/a/deep.png")
-    Image.new("P", (8, 8)).save(root / "train/a/palette.gif")
-    code, lines, _ = check(capsys, root, "--workers", "1")
-    assert (code, lines) == (0, [])

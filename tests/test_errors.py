@@ -25,13 +25,6 @@ def run(code: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes)
 
 
-def test_a_user_error_is_one_line_and_code_2(capsys):
-    with pytest.raises(SystemExit) as end, exit_on_user_error():
-        raise UserError("file: broken; mend it")
-    assert end.value.code == 2
-    assert capsys.readouterr() == ("", "error: file: broken; mend it\n")
-
-
 def test_a_file_that_cannot_be_opened_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as end, exit_on_user_error():
         open(tmp_path)
