@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from networks.dan import FEATURE_DIM, DANOutput, at_least_float32
 
-# (N,), a number an image -> their mean over the whole batch, a scalar.
+# (N,), one number per image -> their mean over the whole batch, a scalar.
 BatchMean = Callable[[Tensor], Tensor]
 
 # Keeps the partition loss finite where all heads agree; float64's, also in float32, as released.
@@ -30,7 +30,7 @@ class AffinityLoss(nn.Module):
     features and the unbiased variance over the classes j.
 
     Args:
-        num_center: centres, one a class (at least 2, one alone has no variance).
+        num_center: at least 2, as one alone has no variance.
         batch_mean: over the images of all processes that share a batch.
     """
 

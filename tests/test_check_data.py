@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.affectnet_layouts import write_npy_release
 from tests.conftest import REPOSITORY
+from tests.releases import write_npy_release
 from utils import check_data
 from utils.convert_affectnet import convert
 from utils.data.datasets import read_affectnet, read_rafdb

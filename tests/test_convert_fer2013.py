@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.affectnet_layouts import report, tree, write_csv
 from tests.conftest import REPOSITORY
+from tests.releases import report, tree, write_csv
 from utils import convert_fer2013
 from utils.convert_fer2013 import FER2013, VOTES, majority
 from utils.data.datasets import UNFINISHED, read_affectnet

@@ -20,7 +20,7 @@ LABELS = "EmoLabel/list_patition_label.txt"
 
 @pytest.fixture(scope="module")
 def raf_module(tmp_path_factory):
-    """Seven training and seven test images, one a class, in RAF-DB's layout."""
+    """Seven training and seven test images, one per class, in RAF-DB's layout."""
     root = tmp_path_factory.mktemp("raf")
     (root / "EmoLabel").mkdir()
     (root / "Image/aligned").mkdir(parents=True)
@@ -281,7 +281,7 @@ def test_a_toy_set_is_one_by_its_own_marker(toy_raf, tmp_path):
 
 
 def test_file_names_of_any_bytes_in_arrays(folders):
-    """300,000 paths have to cost under 100 MB: no Python object a file."""
+    """300,000 paths have to cost under 100 MB: no Python object for each file."""
     root = folders(train={"a": 50, "b": 50}, val={"a": 1, "b": 1})
     os.rename(root / "train/a/0.png", os.fsencode(root / "train/a") + b"/\xe9t\xe9 1.png")
     train = read_affectnet(root).train

@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.affectnet_layouts import write_npy_release
 from tests.conftest import REPOSITORY, TinyDAN, make_quick
+from tests.releases import write_npy_release
 from utils.convert_affectnet import convert
 from utils.errors import exit_on_user_error
 from utils.labels import AFFECTNET, RAFDB

@@ -50,8 +50,8 @@ def read_rgb(path: str | os.PathLike, *, min_side: int = 0) -> np.ndarray:
     to 8 bits by the range that their values span) are all fine.
 
     Args:
-        min_side: where not 0, a JPEG file may be decoded at a fraction of its size, to sides of at
-            least so many pixels, which is faster.
+        min_side: if not 0, a JPEG file may be decoded at a fraction of its size, which is faster,
+            to sides of at least this many pixels.
 
     Returns:
         (h, w, 3) uint8.

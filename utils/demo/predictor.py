@@ -149,7 +149,7 @@ class TorchNetwork:
         self.network = trained.inference_network(self.device)
         self.class_names, self.image_size = trained.class_names, trained.image_size
         self.toy = trained.toy
-        self.description = f"{trained.title}, {trained.num_class} classes, {trained.num_head} heads"
+        self.description = f"{trained.title}, {trained.num_class} classes, {trained.kind}"
 
     def probabilities(self, faces: np.ndarray) -> np.ndarray:
         """Classify faces, (N, size, size, 3) uint8 RGB -> (N, C) float32."""

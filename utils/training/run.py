@@ -246,7 +246,7 @@ class Run:
         self.world.print_once(format_row(row, self.args.epochs, is_best=is_best))
 
     def save_interrupted(self, steps: int, number: int) -> NoReturn:
-        """Save a run that a signal interrupts in an epoch of so many steps.
+        """Save a run that the signal `number` interrupts in an epoch of `steps` steps.
 
         Raises:
             Interrupted: always; its message says how to continue.
