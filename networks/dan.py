@@ -112,7 +112,8 @@ class DAN(nn.Module):
         if self.num_head == 0:
             pooled = at_least_float32(features).mean(dim=(2, 3))
             with torch.autocast(pooled.device.type, enabled=False):
-                return DANOutput(self.fc(pooled), features, pooled[:, None][:, :0])
+                no_heads = pooled[:, None][:, :0]  # (N, 0, 512)
+                return DANOutput(self.fc(pooled), features, no_heads)
         heads = torch.stack([head(features) for head in self.heads], dim=1)  # (N, K, 512)
         # In float32 under autocast, for the same reason as in the heads.
         with torch.autocast(heads.device.type, enabled=False):

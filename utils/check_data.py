@@ -88,11 +88,12 @@ def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -
     if data.others:
         print(f"{root}: not images: {data.others}")
     leaks = sum(split_numbers[copy] != split_numbers[other] for copy, (other, _) in copies.items())
+    where = f" ({leaks:,} between splits)" if copies else ""
     print(
         one_line(
             f"{root}: {data.name}, {data.num_class} classes, {plural(len(paths), 'image')}, "
             f"{plural(bad_files, 'bad file')}, {plural(len(data.problems), 'bad label')}, "
-            f"{plural(len(copies), 'duplicate')}" + f" ({leaks:,} between splits)" * bool(copies)
+            f"{plural(len(copies), 'duplicate')}{where}"
         )
     )
     if exclude and left_out:

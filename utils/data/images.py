@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -18,11 +19,9 @@ try:  # decodes JPEG files in half of Pillow's time, to the same pixels
     import simplejpeg
 except ImportError:  # where it has no wheel
     simplejpeg = None
-try:  # a plugin that lets Pillow read the photos of iPhones; optional
+with suppress(ImportError):  # an optional plugin that lets Pillow read the photos of iPhones
     import pillow_heif
-except ImportError:
-    pass
-else:
+
     pillow_heif.register_heif_opener()
 
 # Our own limit replaces Pillow's, which starts as a warning. Photos of faces are far smaller.

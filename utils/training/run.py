@@ -321,7 +321,7 @@ class Run:
             print(f"test images, {name} epoch: {_percents(row, '')}")
         print(
             f"files in {folder}/: best.pth last.pth metrics.csv {curves.name} {confusion.name} "
-            f"config.json{' test_metrics.json' * bool(self.test_metrics)}\n"
+            f"config.json{' test_metrics.json' if self.test_metrics else ''}\n"
             f"try next: python run_grad_cam.py --checkpoint {weights}\n"
             f"          python demo.py --checkpoint {weights} --whole_image --image {face}"
         )
