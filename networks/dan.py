@@ -94,9 +94,6 @@ class DAN(nn.Module):
 
     def __init__(self, *, num_class: int, num_head: int = 4):
         super().__init__()
-        if num_class < 1 or num_head < 0:
-            raise ValueError(f"not a network: {num_class=}, {num_head=}")
-        self.num_class = num_class
         self.num_head = num_head
         self.features = _without_pooling(resnet18(weights=None))
         # One attribute per head instead of a ModuleList keeps the released state-dict keys.
@@ -115,7 +112,8 @@ class DAN(nn.Module):
         if self.num_head == 0:
             pooled = at_least_float32(features).mean(dim=(2, 3))
             with torch.autocast(pooled.device.type, enabled=False):
-                return DANOutput(self.fc(pooled), features, pooled[:, None][:, :0])
+                no_heads = pooled[:, None][:, :0]  # (N, 0, 512)
+                return DANOutput(self.fc(pooled), features, no_heads)
         heads = torch.stack([head(features) for head in self.heads], dim=1)  # (N, K, 512)
         # In float32 under autocast, for the same reason as in the heads.
         with torch.autocast(heads.device.type, enabled=False):

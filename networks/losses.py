@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from networks.dan import FEATURE_DIM, DANOutput, at_least_float32
 
-# (N,), a number an image -> their mean over the whole batch, a scalar.
+# (N,), one number per image -> their mean over the whole batch, a scalar.
 BatchMean = Callable[[Tensor], Tensor]
 
 # Keeps the partition loss finite where all heads agree; float64's, also in float32, as released.
@@ -30,25 +30,22 @@ class AffinityLoss(nn.Module):
     features and the unbiased variance over the classes j.
 
     Args:
-        num_center: centres, one a class (at least 2, one alone has no variance).
-        feat_dim: channels of the features.
+        num_center: at least 2, as one alone has no variance.
         batch_mean: over the images of all processes that share a batch.
     """
 
-    def __init__(
-        self, *, num_center: int, feat_dim: int = FEATURE_DIM, batch_mean: BatchMean = torch.mean
-    ):
+    def __init__(self, *, num_center: int, batch_mean: BatchMean = torch.mean):
         super().__init__()
         if num_center < 2:
             raise ValueError(f"the variance of the centres needs two of them, got {num_center=}")
         self.num_center = num_center
         self.batch_mean = batch_mean
-        self.centers = nn.Parameter(torch.randn(num_center, feat_dim))
+        self.centers = nn.Parameter(torch.randn(num_center, FEATURE_DIM))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """features: (N, feat_dim, h, w), labels: (N,) int64 -> scalar."""
+        """features: (N, 512, h, w), labels: (N,) int64 -> scalar."""
         with torch.autocast(features.device.type, enabled=False):
-            pooled = at_least_float32(features).mean(dim=(2, 3))  # (N, feat_dim)
+            pooled = at_least_float32(features).mean(dim=(2, 3))  # (N, 512)
             centers = at_least_float32(self.centers)
             # The released code clamps each distance of its (N, num_center) masked table, the
             # zeros beside the label's own distance too: each adds its floor of 1e-12.

@@ -159,13 +159,6 @@ def test_a_camera_that_is_not_there_or_gives_nothing_is_one_line(capture, checkp
         run(checkpoint_file)
 
 
-@pytest.mark.parametrize("flag", ["--camera=0", "--show"])
-def test_flags_of_a_camera_exclude_images(flag, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        demo.main(["--image", "a.jpg", flag])
-    assert "--camera" in capsys.readouterr().err
-
-
 def test_a_window_shows_the_frames_until_it_is_closed(
     capture, bgr_face, checkpoint_file, monkeypatch
 ):

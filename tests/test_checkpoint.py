@@ -118,16 +118,7 @@ def test_a_checkpoint_that_is_cut_short_is_one_line(tmp_path_factory, form, shar
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-def test_missing_file_folder_and_address(tmp_path):
-    with pytest.raises(UserError, match="no such checkpoint"):
-        checkpoint.load(tmp_path / "nothing.pth")
-    with pytest.raises(UserError, match=r"is a folder.*best\.pth"):
-        checkpoint.load(tmp_path)
-    with pytest.raises(UserError, match="is an address"):
-        checkpoint.load("https://host/best.pth")
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "last.pth"
     checkpoint.save(path, {"iter": 1})
 
@@ -199,15 +190,6 @@ def test_a_backbone_takes_resnet18_weights(tmp_path, resnet_state, form):
         torch.testing.assert_close(
             model.eval().features(images), expected, rtol=tolerance, atol=tolerance
         )
-
-
-def test_a_backbone_names_what_does_not_fit(tmp_path, resnet_state):
-    state = dict(resnet_state)
-    del state["layer2.0.conv1.weight"]
-    state["layer5.weight"] = torch.zeros(1)
-    torch.save(state, tmp_path / "resnet.pth")
-    with pytest.raises(UserError, match=r"layer2\.0\.conv1\.weight.*layer5\.weight"):
-        checkpoint.load_pretrained(DAN(num_class=7, num_head=1), str(tmp_path / "resnet.pth"))
 
 
 # ---- what a trained network's file means ---------------------------------------------------------
@@ -334,7 +316,7 @@ def identity_attention(self, x):
     return x.float()
 
 
-def test_a_changed_network_is_the_one_that_answers(checkpoint_file, monkeypatch, capsys):
+def test_a_changed_network_is_the_one_that_answers(checkpoint_file, monkeypatch):
     """Spatial attention as the identity: the keys stay, so nothing else would notice."""
     monkeypatch.setattr("networks.dan.SpatialAttention.forward", identity_attention)
     trained = read_trained(checkpoint_file(7, "best.pth", ours=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.affectnet_layouts import (
+from tests.releases import (
     GOOD,
     MANUAL_COLUMNS,
     report,

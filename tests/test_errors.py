@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from utils import progress
 from utils.errors import UserError, exit_on_user_error, writing
 
-REPOSITORY = Path(__file__).parents[1]
 MANY_LINES = "[print('x' * 1000) for _ in range(1000)]"
 
 
@@ -26,13 +25,6 @@ def run(code: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes)
 
 
-def test_a_user_error_is_one_line_and_code_2(capsys):
-    with pytest.raises(SystemExit) as end, exit_on_user_error():
-        raise UserError("file: broken; mend it")
-    assert end.value.code == 2
-    assert capsys.readouterr() == ("", "error: file: broken; mend it\n")
-
-
 def test_a_file_that_cannot_be_opened_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as end, exit_on_user_error():
         open(tmp_path)
@@ -41,7 +33,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), BrokenPipeError("of a worker")])
-def test_other_errors_are_not_hidden(error, capsys):
+def test_other_errors_are_not_hidden(error):
     with pytest.raises(type(error), match=str(error)), exit_on_user_error():
         raise error
 

@@ -119,7 +119,7 @@ def test_test_images_are_looked_at_once_with_the_best_and_the_last_epoch(
 # ---- the plain baseline --------------------------------------------------------------------------
 
 
-def test_the_baseline_is_resnet18_with_a_linear_classifier(toy_raf, tmp_path, capsys):
+def test_the_baseline_is_resnet18_with_a_linear_classifier():
     torch.manual_seed(0)
     model = DAN(num_class=7, num_head=0).eval()
     images = torch.randn(2, 3, 64, 64)

@@ -106,7 +106,7 @@ def test_more_epochs_for_a_finished_run_are_bit_identical(call, tmp_path, capsys
     call(tmp_path / "run", "--epochs", "1")
     capsys.readouterr()
     call(tmp_path / "run", "--resume")
-    assert "completed its 1 epochs" in capsys.readouterr().out
+    assert "has completed 1 epoch;" in capsys.readouterr().out
     call(tmp_path / "run", "--resume", "--epochs", "2")
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""The benchmark's yardstick computes what ours computes; otherwise their times say nothing."""
+"""DAN and its losses against plain PyTorch, which is also the benchmark's yardstick."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-if __name__ == "__main__":  # run as a file from anywhere: `utils` lies one folder up
+if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import Parser, whole_number
@@ -88,11 +88,12 @@ def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -
     if data.others:
         print(f"{root}: not images: {data.others}")
     leaks = sum(split_numbers[copy] != split_numbers[other] for copy, (other, _) in copies.items())
+    where = f" ({leaks:,} between splits)" if copies else ""
     print(
         one_line(
             f"{root}: {data.name}, {data.num_class} classes, {plural(len(paths), 'image')}, "
             f"{plural(bad_files, 'bad file')}, {plural(len(data.problems), 'bad label')}, "
-            f"{plural(len(copies), 'duplicate')}" + f" ({leaks:,} between splits)" * bool(copies)
+            f"{plural(len(copies), 'duplicate')}{where}"
         )
     )
     if exclude and left_out:
@@ -105,11 +106,7 @@ def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -
 
 
 def recognise(root: Path) -> FaceData:
-    """Read the data set in a folder, whichever it is.
-
-    Raises:
-        UserError: nothing that is known.
-    """
+    """Read the data set in a folder, whichever it is."""
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder; check the path")
     splits, keys = find_class_folders(root)

@@ -25,7 +25,7 @@ from networks.dan import DAN
 from networks.fused import fuse
 from utils import labels
 from utils.cli import MSCELEB, existing_checkpoint, network_flags
-from utils.errors import UserError, writing
+from utils.errors import UserError, plural, writing
 
 MSCELEB_URL = "https://drive.google.com/file/d/1u2NtY-5DVlTunfN4yxfxys5n8uh7sc3n/view?usp=sharing"
 # Class order of the released files, which do not contain it; by data set and number of classes.
@@ -235,7 +235,7 @@ class TrainedDAN:
     @property
     def kind(self) -> str:
         """What the network is called."""
-        return f"DAN with {self.num_head} heads" if self.num_head else "ResNet-18"
+        return f"DAN with {plural(self.num_head, 'head')}" if self.num_head else "ResNet-18"
 
     def network(self, device: torch.device | str = "cpu") -> DAN:
         """Build the network in evaluation mode.

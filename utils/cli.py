@@ -15,8 +15,8 @@ from utils.errors import UserError
 MSCELEB = "models/resnet18_msceleb.pth"
 # Flags that belong to one call of a script; a checkpoint does not keep them.
 PER_CALL = ("evaluate", "checkpoint", "dataset", "tsne", "resume", "overwrite")
-# Flags that a resumed run may be given anew, besides those of paths: they do not change its
-# numbers. `epochs` may only grow.
+# Flags that may change when a run is resumed, besides those of paths: its numbers do not depend on
+# them. `epochs` may only grow.
 MAY_CHANGE = ("epochs", "workers", "device", "output_dir", "compile", "deterministic", "figures")
 # Arguments of the network, besides the number of classes.
 NETWORK_FLAGS = ("num_head",)
@@ -99,7 +99,7 @@ class RecipeParser(Parser):
             default="recipe",
             help="of the learning rate; cosine falls to 0 step by step until the last epoch ends",
         )
-        warmup = "raise the learning rate linearly, step by step, over so many epochs"
+        warmup = "raise the learning rate linearly, step by step, over this many epochs"
         add("--warmup_epochs", type=not_negative, default=0.0, help=warmup)
         clip = "limit the norm of the gradient of all parameters; 0 for no limit"
         add("--clip_grad", type=not_negative, default=0.0, help=clip)
@@ -356,11 +356,7 @@ def network_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loss_flags(args: argparse.Namespace, num_class: int) -> dict[str, Any]:
-    """DANLoss's arguments among the flags.
-
-    Raises:
-        UserError: there are fewer centres than classes.
-    """
+    """DANLoss's arguments among the flags."""
     if args.num_center is not None and args.num_center < num_class:
         raise UserError(f"--num_center {args.num_center}: there are {num_class} classes; use more")
     names = ("num_center", "affinity_weight", "partition_weight")
@@ -368,11 +364,7 @@ def loss_flags(args: argparse.Namespace, num_class: int) -> dict[str, Any]:
 
 
 def existing_checkpoint(path: str | os.PathLike) -> Path:
-    """Check that a flag names a file.
-
-    Raises:
-        UserError: it does not.
-    """
+    """The path of a checkpoint, which has to be that of a file."""
     if "://" in str(path):
         raise UserError(f"{path}: is an address; download the file and give its path")
     if os.path.isdir(path):

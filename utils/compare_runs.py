@@ -42,11 +42,7 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder.
-
-    Raises:
-        UserError: it holds no run, an unfinished or a damaged one.
-    """
+    """Read a run's folder; a UserError where it holds no finished run."""
     try:
         config = json.loads((folder / "config.json").read_text())
         history = pd.read_csv(folder / "metrics.csv", index_col="epoch")
@@ -93,7 +89,7 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     # ---- flags ----
-    parser = Parser("%(prog)s FOLDER ... [flags]", description=__doc__)
+    parser = Parser(usage="%(prog)s FOLDER ... [flags]", description=__doc__)
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="FOLDER", help="of runs, such as models/*/")
     add("--output", type=Path, default="comparison", metavar="DIR", help="folder of the results")

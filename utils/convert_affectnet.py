@@ -33,7 +33,7 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
 
 from utils.cli import REPOSITORY, Parser, locate, not_negative, whole_number
 from utils.data.conversion import Face, link_images, read_table, write_class_folders, write_whole
-from utils.data.datasets import AFFECTNET_URL, TOY_MARKER
+from utils.data.datasets import AFFECTNET_URL, SPLIT_NAMES, TOY_MARKER
 from utils.data.images import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -50,7 +50,7 @@ CLASSES = {str(code): f"{code} {name}" for code, name in enumerate(AFFECTNET)}  
 CODES = {key: code for code, name in enumerate(AFFECTNET) for key in (str(code), canonical(name))}
 CROP_SIZE = 224  # pixels
 MARGIN = ".conversion_margin"  # a file in the output folder: the margin of the crops there
-PHASES = {"training": "train", "valid": "val", "validation": "val"}
+PHASES = {name: names[0] for names in SPLIT_NAMES for name in names}
 BOX = ["face_x", "face_y", "face_width", "face_height"]
 
 
@@ -103,7 +103,6 @@ def read_release(folder: Path) -> tuple[str, list[Face]]:
 
     Raises:
         UserError: there is none, or its tables are malformed.
-        OSError: a folder of the npy release is missing.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; put AffectNet there or name it by --aff_path")
@@ -161,7 +160,7 @@ def _read_manual(folder: Path, phase: str, name: str) -> Iterator[Face]:
 
 def _read_list(path: Path) -> Iterator[Face]:
     for line, (phase, image, label), problem in read_table(path, ["phase", "img_path", "label"]):
-        phase = PHASES.get(phase.lower(), phase.lower())
+        phase = PHASES.get(phase.lower(), phase)
         if phase not in AFFECTNET_COUNTS:
             problem = problem or "phase is neither train nor val"
         yield Face(phase, image or f"{path.name}:{line}", label, problem)

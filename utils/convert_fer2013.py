@@ -53,15 +53,18 @@ def convert(
             output folder holds other images, or cannot be written.
     """
     path, classes, published = Path(fer2013), FERPLUS, dict.fromkeys(FER2013_COUNTS)
-    if (path / "FER2013Train").is_dir():
-        faces, write = list(_read_folders(path)), link_images
-    else:
-        path = next((path / name for name in CSV_NAMES if (path / name).exists()), path)
-        faces, write = list(_read_csv(path)), _write_pixels
-        if ferplus:
-            _read_votes(Path(ferplus), faces, path)
+    try:
+        if (path / "FER2013Train").is_dir():
+            faces, write = list(_read_folders(path)), link_images
         else:
-            classes, published = FER2013, FER2013_COUNTS
+            path = next((path / name for name in CSV_NAMES if (path / name).exists()), path)
+            faces, write = list(_read_csv(path)), _write_pixels
+            if ferplus:
+                _read_votes(Path(ferplus), faces, path)
+            else:
+                classes, published = FER2013, FER2013_COUNTS
+    except ValueError as error:  # of FER+'s votes; those of pixels name their line
+        raise UserError(f"{ferplus or path}: damaged votes ({error}); get another copy") from None
     for face in faces:
         face.target = f"{face.split}/{face.label}/{os.path.basename(face.source)}"
     return write_class_folders(
@@ -82,7 +85,7 @@ def _read_csv(path: Path) -> Iterator[Face]:
     for number, (line, (usage, emotion, text), problem) in enumerate(rows):
         try:
             pixels = np.fromstring(text, dtype=np.uint8, sep=" ").reshape(SIDE, SIDE)
-            label = FER2013[int(emotion)]
+            label = FER2013[[*"0123456"].index(emotion)]
             yield Face(SPLITS[usage], f"fer{number:07d}.png", label, pixels=pixels)
         except (LookupError, ValueError):
             row = f"Usage {usage[:20]!r}, emotion {emotion[:20]!r}, pixels {text[:20]!r} ..."

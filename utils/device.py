@@ -6,15 +6,11 @@ import re
 import numpy as np
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, plural
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
@@ -23,8 +19,10 @@ def resolve_device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            there = f"there are {count} GPUs" if count else "there is no GPU that PyTorch can use"
-            raise UserError(f"--device {name}: {there}; use --device cpu or auto")
+            raise UserError(
+                f"--device {name}: PyTorch can use {plural(count, 'GPU')} here; use --device cpu "
+                "or auto"
+            )
     return torch.device(name)
 
 
@@ -46,8 +44,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+    return f"CPU ({plural(torch.get_num_threads(), 'thread')})"
 
 
 def seed_everything(seed: int) -> None:

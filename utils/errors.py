@@ -74,7 +74,7 @@ def exit_on_user_error(
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         # A terminal has just echoed ^C, maybe after a progress bar.
-        print("\n" * sys.stderr.isatty() + interrupted, file=sys.stderr)
+        print(("\n" if sys.stderr.isatty() else "") + interrupted, file=sys.stderr)
         raise SystemExit(130) from None
     except Interrupted as interruption:
         if str(interruption):

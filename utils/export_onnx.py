@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-if __name__ == "__main__":  # makes `utils` importable from any working directory
+if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import checkpoint, cli

@@ -75,7 +75,8 @@ class FaceData:
     def __post_init__(self):
         # Plain text: checkpoints keep it and refuse other types, such as NumPy's strings.
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
-        for name, split in self.splits.items() if not self.problems else ():
+        checked = {} if self.problems else self.splits
+        for name, split in checked.items():
             if not len(split):
                 raise UserError(f"{split.root}: no {name} images")
             if split.labels.min() < 0 or split.labels.max() >= self.num_class:
@@ -355,7 +356,7 @@ def _read_numbered_folders(
     """Read AffectNet's class folders, unless they are known to be those of another data set."""
     class_names = labels.AFFECTNET[:num_class]
     codes = [str(code) for code in range(len(class_names))]
-    mapping = ", ".join(map(" ".join, zip(codes, class_names, strict=True)))
+    mapping = ", ".join(f"{code} {name}" for code, name in enumerate(class_names))
     listing, others = _list_class_folders(splits, codes)
     train_labels = [label for _, label in listing[splits[0].name][1]]
     wrong = ""

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -18,11 +19,9 @@ try:  # decodes JPEG files in half of Pillow's time, to the same pixels
     import simplejpeg
 except ImportError:  # where it has no wheel
     simplejpeg = None
-try:  # a plugin that lets Pillow read the photos of iPhones; optional
+with suppress(ImportError):  # an optional plugin that lets Pillow read the photos of iPhones
     import pillow_heif
-except ImportError:
-    pass
-else:
+
     pillow_heif.register_heif_opener()
 
 # Our own limit replaces Pillow's, which starts as a warning. Photos of faces are far smaller.
@@ -50,8 +49,8 @@ def read_rgb(path: str | os.PathLike, *, min_side: int = 0) -> np.ndarray:
     to 8 bits by the range that their values span) are all fine.
 
     Args:
-        min_side: where not 0, a JPEG file may be decoded at a fraction of its size, to sides of at
-            least so many pixels, which is faster.
+        min_side: if not 0, a JPEG file may be decoded at a fraction of its size, which is faster,
+            to sides of at least this many pixels.
 
     Returns:
         (h, w, 3) uint8.
@@ -168,15 +167,16 @@ def list_files(
         UserError: no file is left, or a folder would be both read and written.
     """
     found, problems, others = [], [], []
+    results = os.path.realpath(output) if output else ""
     for path in paths:
         if not os.path.exists(path):
             problems.append(f"{path}: no such file or folder; check the path")
         elif not os.path.isdir(path):
             found.append(path)
-        elif output is not None and os.path.realpath(output) == os.path.realpath(path):
+        elif os.path.realpath(path) == results:
             raise UserError(f"{path}: would be both read and written; give another --output")
         else:
-            files = [f for f in walk_files(path) if output is None or not is_below(f, output)]
+            files = list(walk_files(path, visited={results}))
             readable = [file for file in files if has_suffix(file, suffixes)]
             others += [file for file in files if not has_suffix(file, suffixes)]
             found += readable
@@ -203,10 +203,6 @@ def describe_others(paths: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
-def is_below(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """A name for each file's results: its stem; where several files share it, with the folder's
     name in front; where that is not enough, with a number. Case does not tell names apart."""
@@ -226,11 +222,7 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike, **options) -> None:
-    """Write an image file in the format of its suffix; options are Pillow's.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write an image file in the format of its suffix; options are Pillow's."""
     content = BytesIO()  # Pillow itself does not notice a disk that fills up with its last block
     picture.save(content, Image.registered_extensions()[Path(path).suffix.lower()], **options)
     with writing(path):

@@ -133,7 +133,7 @@ class FaceLoader:
         self.dataset = FaceDataset(split, _stored_size(split, image_size))
         self._labels = torch.tensor(split.labels, dtype=torch.int64)
         full, rest = divmod(len(split), batch_size)
-        self.sizes = [batch_size] * full + [rest] * (rest > 0)  # of an epoch's batches
+        self.sizes = [batch_size] * full + ([rest] if rest else [])  # of an epoch's batches
         if full and 0 < rest < min_images * world.size:
             self.sizes[-2:] = [batch_size + rest]
         num_bytes = len(split) * 3 * self.dataset.size[0] * self.dataset.size[1]

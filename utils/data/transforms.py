@@ -34,7 +34,7 @@ class Draws(NamedTuple):
     erase: Tensor  # (N, 4) int64 top, left, height, width; height 0 for none
 
     def of(self, images: slice) -> "Draws":
-        """Those of some images, which keep their own whatever happens to the others."""
+        """The draws of some of the images."""
         return Draws(*(values[images] for values in self))
 
 

@@ -24,9 +24,6 @@ class Camera:
 
     Attributes:
         path: its name in reports.
-
-    Raises:
-        UserError: it cannot be opened.
     """
 
     def __init__(self, address: str):

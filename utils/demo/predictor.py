@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.cli import existing_checkpoint
+from utils.cli import REPOSITORY, existing_checkpoint
 from utils.data.images import to_rgb, walk_files
 from utils.demo.detect import Box, Face, choose_detector, cut_out, with_margin
 from utils.errors import UserError
 from utils.labels import title
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
+MODELS = REPOSITORY / "models"
 RELEASED = "affecnet8_epoch5_acc0.6209.pth"
 RELEASED_URL = "https://drive.google.com/file/d/1uHNADViICyJEjJljv747nfvrGu12kjtu/view?usp=sharing"
 
@@ -149,7 +149,7 @@ class TorchNetwork:
         self.network = trained.inference_network(self.device)
         self.class_names, self.image_size = trained.class_names, trained.image_size
         self.toy = trained.toy
-        self.description = f"{trained.title}, {trained.num_class} classes, {trained.num_head} heads"
+        self.description = f"{trained.title}, {trained.num_class} classes, {trained.kind}"
 
     def probabilities(self, faces: np.ndarray) -> np.ndarray:
         """Classify faces, (N, size, size, 3) uint8 RGB -> (N, C) float32."""
@@ -218,8 +218,8 @@ def default_checkpoint() -> Path:
     released = folder / RELEASED
     if released.is_file():
         return released
-    runs = [path for path in map(Path, walk_files(folder)) if path.name == "best.pth"]
-    runs = [path for path in runs if path.is_file()]
+    paths = map(Path, walk_files(folder))
+    runs = [path for path in paths if path.name == "best.pth" and path.is_file()]
     if not runs:
         raise UserError(
             f"{folder}/ has neither {RELEASED} nor a run's best.pth; get the former from "

@@ -31,7 +31,7 @@ class Reporter:
     """Prints and writes the faces of photos, videos or a camera; close it at the end.
 
     Args:
-        files: that are going to be read, or the name of a camera alone.
+        files: those to be read, or only the name of a camera.
         args: the flags of demo.py, of which it takes top, output, json, smooth, camera and show.
 
     Raises:

@@ -91,7 +91,7 @@ class ToySet:
 
 def write_rafdb(
     root: str | os.PathLike, *, seed: int = 0, train: int = 700, test: int = 210
-) -> ToySet:
+) -> None:
     """Draw a set in RAF-DB's format: 100x100 JPEGs of 7 expressions and their label file.
 
     Args:
@@ -103,15 +103,15 @@ def write_rafdb(
     Raises:
         UserError: `root` is not a toy set or cannot be written.
     """
-    return _write(root, ToySet("rafdb", seed, train, test, num_class=7))
+    _write(root, ToySet("rafdb", seed, train, test, num_class=7))
 
 
 def write_affectnet(
     root: str | os.PathLike, *, seed: int = 0, train: int = 1600, val: int = 240
-) -> ToySet:
+) -> None:
     """Draw a set in the format of AffectNet's npy release: 224x224 JPEGs of 8 expressions and a
     label file each. Arguments and errors are those of `write_rafdb`."""
-    return _write(root, ToySet("affectnet", seed, train, val, num_class=8))
+    _write(root, ToySet("affectnet", seed, train, val, num_class=8))
 
 
 def read_toy_set(root: str | os.PathLike) -> ToySet | None:
@@ -120,11 +120,11 @@ def read_toy_set(root: str | os.PathLike) -> ToySet | None:
     return ToySet(**json.loads(path.read_text())) if path.exists() else None
 
 
-def _write(root: str | os.PathLike, toy: ToySet) -> ToySet:
+def _write(root: str | os.PathLike, toy: ToySet) -> None:
     root = Path(root).resolve()
     old = read_toy_set(root)
     if old == toy:
-        return toy
+        return
     with writing(root):
         if not old and root.exists() and os.listdir(root):
             raise UserError(f"{root}: exists and is not a toy data set; give another folder")
@@ -137,7 +137,6 @@ def _write(root: str | os.PathLike, toy: ToySet) -> ToySet:
                 if root.exists():
                     root.rename(Path(scratch, "old"))
                 new.rename(root)
-    return toy
 
 
 def _write_files(folder: Path, toy: ToySet) -> None:

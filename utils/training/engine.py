@@ -14,7 +14,7 @@ from utils.data.datasets import FaceData
 from utils.data.loader import FaceLoader, Order
 from utils.data.transforms import Augmentation, preprocess
 from utils.device import generator
-from utils.errors import Interrupted, UserError
+from utils.errors import Interrupted, UserError, plural
 from utils.training.metrics import Metrics, classification_metrics
 from utils.training.run import LOSS_TERMS, Run
 from utils.training.signals import Interruptions
@@ -54,7 +54,9 @@ def fit(run: Run, data: FaceData, augment: Augmentation, *, order: Order) -> Non
             val_loader.close()
     else:
         run.open_folder()
-        world.print_once(f"this run has completed its {args.epochs} epochs; give --epochs for more")
+        world.print_once(
+            f"this run has completed {plural(args.epochs, 'epoch')}; give --epochs for more"
+        )
     if data.test is not None and run.best_confusion is not None:
         loader = make_loader(data.test)
         for name in ("best", "last"):

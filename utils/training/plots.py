@@ -100,7 +100,7 @@ def plot_comparison(groups: Sequence[tuple[str, pd.DataFrame]], path: Path) -> N
     """Plot the mean validation accuracy by epoch, with a band of one standard deviation.
 
     Args:
-        groups: label and accuracies of each group; a row an epoch, a column a run.
+        groups: label and accuracies of each group; a row per epoch, a column per run.
     """
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()

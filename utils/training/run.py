@@ -188,11 +188,7 @@ class Run:
 
     def open_folder(self) -> None:
         """Make the folder and write config.json; remove what an overwritten run left there, or
-        complete what the continued run wrote.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        complete what the continued run wrote."""
         self.world.barrier()  # no process should take these files for an earlier run
         if not self.world.is_main:
             return
@@ -250,7 +246,7 @@ class Run:
         self.world.print_once(format_row(row, self.args.epochs, is_best=is_best))
 
     def save_interrupted(self, steps: int, number: int) -> NoReturn:
-        """Save a run that a signal interrupts in an epoch of so many steps.
+        """Save a run that the signal `number` interrupts in an epoch of `steps` steps.
 
         Raises:
             Interrupted: always; its message says how to continue.
@@ -325,7 +321,7 @@ class Run:
             print(f"test images, {name} epoch: {_percents(row, '')}")
         print(
             f"files in {folder}/: best.pth last.pth metrics.csv {curves.name} {confusion.name} "
-            f"config.json{' test_metrics.json' * bool(self.test_metrics)}\n"
+            f"config.json{' test_metrics.json' if self.test_metrics else ''}\n"
             f"try next: python run_grad_cam.py --checkpoint {weights}\n"
             f"          python demo.py --checkpoint {weights} --whole_image --image {face}"
         )

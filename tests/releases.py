@@ -1,4 +1,4 @@
-"""Small AffectNet releases on disk, and what a conversion made of them."""
+"""Small releases of data sets on disk, and what a conversion made of them."""
 
 import csv
 import os
