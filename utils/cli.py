@@ -356,7 +356,11 @@ def network_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loss_flags(args: argparse.Namespace, num_class: int) -> dict[str, Any]:
-    """DANLoss's arguments among the flags."""
+    """DANLoss's arguments among the flags.
+
+    Raises:
+        UserError: there are fewer centres than classes.
+    """
     if args.num_center is not None and args.num_center < num_class:
         raise UserError(f"--num_center {args.num_center}: there are {num_class} classes; use more")
     names = ("num_center", "affinity_weight", "partition_weight")
@@ -364,7 +368,11 @@ def loss_flags(args: argparse.Namespace, num_class: int) -> dict[str, Any]:
 
 
 def existing_checkpoint(path: str | os.PathLike) -> Path:
-    """The path of a checkpoint, which has to be that of a file."""
+    """Check that a flag names a file.
+
+    Raises:
+        UserError: it does not.
+    """
     if "://" in str(path):
         raise UserError(f"{path}: is an address; download the file and give its path")
     if os.path.isdir(path):

@@ -10,7 +10,11 @@ from utils.errors import UserError, plural
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists."""
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
@@ -19,10 +23,8 @@ def resolve_device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise UserError(
-                f"--device {name}: PyTorch can use {plural(count, 'GPU')} here; use --device cpu "
-                "or auto"
-            )
+            found = plural(count, "GPU") if count else "no GPU"
+            raise UserError(f"--device {name}: PyTorch finds {found}; use --device cpu or auto")
     return torch.device(name)
 
 

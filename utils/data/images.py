@@ -222,7 +222,11 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike, **options) -> None:
-    """Write an image file in the format of its suffix; options are Pillow's."""
+    """Write an image file in the format of its suffix; options are Pillow's.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     content = BytesIO()  # Pillow itself does not notice a disk that fills up with its last block
     picture.save(content, Image.registered_extensions()[Path(path).suffix.lower()], **options)
     with writing(path):

@@ -24,6 +24,9 @@ class Camera:
 
     Attributes:
         path: its name in reports.
+
+    Raises:
+        UserError: it cannot be opened.
     """
 
     def __init__(self, address: str):

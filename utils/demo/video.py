@@ -99,6 +99,9 @@ class VideoWriter:
     Args:
         fps: mean frame rate of the source.
         size: width and height in pixels; encoders drop the last row or column of odd ones.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]):

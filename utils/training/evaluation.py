@@ -103,7 +103,11 @@ def evaluate_checkpoint(
 
 
 def match_classes(trained: TrainedDAN, data: FaceData) -> dict[str, str]:
-    """Find the network's class for each class of the data, by name or synonym."""
+    """Find the network's class for each class of the data, by name or synonym.
+
+    Raises:
+        UserError: there is none for a class.
+    """
     if trained.class_names == data.class_names:
         return {name: name for name in data.class_names}
     known = {canonical(name): name for name in trained.class_names}
