@@ -81,6 +81,11 @@ def test_majority(counts, label):
     assert (found if not reason else "") == label
 
 
+@pytest.mark.parametrize("votes", [["8", "", *"00000000"], ["8.0", *"000000000"], [*"12"]])
+def test_votes_that_are_not_ten_numbers(votes):
+    assert majority(votes) == (" ".join(votes), "not ten numbers of votes")
+
+
 def test_ferplus_replaces_labels_and_says_what_it_leaves_out(tmp_path):
     rows = [[USAGES[i // 7], *votes(contempt=9, anger=1)] for i in range(21)]
     rows[0][1:] = votes(neutral=5, anger=5)
@@ -150,6 +155,7 @@ def test_interrupted_and_continued(tmp_path, monkeypatch):
         ([3, "1 2 3", "Training"], r"f\.csv:23: .*'1 2 3'"),
         ([3, "x " * 2304, "Training"], r"f\.csv:23"),
         ([7, "0 " * 2304, "Training"], r"emotion '7'"),
+        ([-1, "0 " * 2304, "Training"], r"emotion '-1'"),
         ([3, "0 " * 2304, "Test"], r"Usage 'Test'"),
         ([3, "0 " * 2304], r"f\.csv:23: has 2 fields"),
     ],

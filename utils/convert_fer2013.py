@@ -82,7 +82,7 @@ def _read_csv(path: Path) -> Iterator[Face]:
     for number, (line, (usage, emotion, text), problem) in enumerate(rows):
         try:
             pixels = np.fromstring(text, dtype=np.uint8, sep=" ").reshape(SIDE, SIDE)
-            label = FER2013[int(emotion)]
+            label = dict(enumerate(FER2013))[int(emotion)]
             yield Face(SPLITS[usage], f"fer{number:07d}.png", label, pixels=pixels)
         except (LookupError, ValueError):
             row = f"Usage {usage[:20]!r}, emotion {emotion[:20]!r}, pixels {text[:20]!r} ..."
@@ -123,7 +123,10 @@ def majority(votes: Sequence[str]) -> tuple[str, str]:
     Returns:
         The label and "", or the votes and why there is none.
     """
-    counts = {v: 0 if n == "1" else int(n) for v, n in zip(VOTES, votes, strict=True)}
+    try:
+        counts = {v: 0 if n == "1" else int(n) for v, n in zip(VOTES, votes, strict=True)}
+    except ValueError:
+        return " ".join(votes), "not ten numbers of votes"
     winner = max(counts, key=counts.get)
     if 2 * counts[winner] <= sum(counts.values()):
         return " ".join(votes), "no majority in FER+"
