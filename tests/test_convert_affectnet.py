@@ -1,6 +1,7 @@
 """AffectNet's releases become the same class folders, and no row is lost without a word."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -90,6 +91,14 @@ def test_npy_bad_rows_are_listed(tmp_path):
         "11.jpg": "expression '2.5' is not one of the eight classes",
         "13.jpg": "no annotation",
     }
+
+
+@pytest.mark.parametrize("part", ["val_set", "val_set/images", "train_set/annotations"])
+def test_npy_release_that_lacks_a_part(npy, part):
+    shutil.rmtree(npy / part)
+    with pytest.raises(UserError, match=f"{part}.*missing from the npy release"):
+        convert(npy)
+    assert tree(npy) == {}
 
 
 # ---- older release -------------------------------------------------------------------------------

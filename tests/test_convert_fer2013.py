@@ -80,6 +80,11 @@ def test_majority(counts, label):
     assert (found if not reason else "") == label
 
 
+@pytest.mark.parametrize("votes", [["8", "", *"00000000"], ["8.0", *"000000000"], [*"12"]])
+def test_votes_that_are_not_ten_numbers(votes):
+    assert majority(votes) == (" ".join(votes), "not ten numbers of votes")
+
+
 def test_ferplus_replaces_labels_and_says_what_it_leaves_out(tmp_path):
     rows = [[USAGES[i // 7], *votes(contempt=9, anger=1)] for i in range(21)]
     rows[0][1:] = votes(neutral=5, anger=5)
@@ -119,9 +124,9 @@ def test_folders_of_images_with_label_csv(tmp_path):
         "fer0000002.png": "missing image",
         "fer0000003.png": "unreadable image",
     }
-    for table in ("", "a,b\nc,d,e\n", "name,box,neutral\n"):
+    for table in ("", "a,b\nc,d,e\n"):
         (tmp_path / "FER2013Test/label.csv").write_text(table)
-        with pytest.raises(UserError, match=f"^{tmp_path}: damaged votes"):
+        with pytest.raises(UserError, match="FER2013Test/label.csv: cannot be read"):
             convert_fer2013.convert(tmp_path, output=tmp_path / "out")
 
 
@@ -170,14 +175,11 @@ def test_damaged_rows_are_named(tmp_path, row, message):
 def test_mistakes(tmp_path):
     source = write_fer2013(tmp_path / "fer2013.csv")
     rows = [[usage, *votes(anger=10)] for usage in USAGES for _ in range(7)]
-    damaged = [[*rows[0][:-1], "x"], *rows[1:]]
-    write_csv(tmp_path / "damaged.csv", PLUS_HEADER, damaged)
     write_csv(tmp_path / "short.csv", PLUS_HEADER, rows[:-1])
     write_csv(tmp_path / "shuffled.csv", PLUS_HEADER, rows[::-1])
     for where, plus, message in (
         (source, tmp_path / "short.csv", "its 20 rows are not the 21 images"),
         (source, tmp_path / "shuffled.csv", "shuffled.csv: its 21 rows are not"),
-        (source, tmp_path / "damaged.csv", "damaged.csv: damaged votes .*'x'"),
         (source, source, "no column Image name, neutral"),
         (tmp_path / "short.csv", None, "no column emotion, pixels"),
         (REPOSITORY, None, "cannot be read .*Is a directory"),

@@ -246,9 +246,22 @@ def test_rafdb_as_class_folders(tmp_path):
     assert (data.name, data.class_names) == ("RAF-DB", RAFDB)
     np.testing.assert_array_equal(data.val.labels, np.arange(7))
     assert data.train.path(2).name == "train_00003_aligned.jpg"
-    for num_class in (None, 7):
-        with pytest.raises(UserError, match=r"not AffectNet's \(0 neutral.*rafdb.py.* rename the"):
-            read_affectnet(tmp_path, num_class=num_class)
+    with pytest.raises(UserError, match="these are RAF-DB's images.*rafdb.py"):
+        read_affectnet(tmp_path)
+    for split in ("train", "test"):  # numbered from 0, as some have it
+        for code in range(1, 8):
+            folder = tmp_path / "DATASET" / split
+            (folder / str(code)).rename(folder / str(code - 1))
+    with pytest.raises(UserError, match="these are RAF-DB's images"):
+        read_affectnet(tmp_path, num_class=7)
+    with pytest.raises(UserError, match="class folders 0, 1, .* not RAF-DB's 1 ... 7"):
+        read_rafdb(tmp_path)
+
+
+def test_folders_numbered_from_1_are_not_affectnets(folders):
+    seven = {str(code): 1 for code in range(1, 8)}
+    with pytest.raises(UserError, match=r"not AffectNet's \(0 neutral.*rename the folders"):
+        read_affectnet(folders(train=seven, val=seven), num_class=7)
 
 
 def test_fer2013_is_recognised_by_its_counts(folders, monkeypatch):

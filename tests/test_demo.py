@@ -283,9 +283,10 @@ def test_copies_do_not_collide_overwrite_a_photo_or_become_inputs(run, photo):
 
 def test_names_of_any_kind_are_read_copied_and_told_apart(run, photo):
     names = ["-a.jpg", "two\nlines.jpg", "é" * 120 + ".png"]
-    names += ["x" * 250 + ".jpg", "x" * 249 + "y.jpg"]
+    names += ["x" * 250 + ".jpg", "x" * 249 + "y.jpg", f"{'f' * 200}/{'é' * 120}.png"]
     names += ["rec-12:30.mp4", "http:x.mp4", "a%03d.mp4", "-b.mp4"]  # OpenCV stumbles over these
     write_clip("clip.mp4", [face_frame(photo)])
+    os.mkdir("f" * 200)
     for name in names:
         shutil.copy("clip.mp4" if name.endswith("mp4") else photo, name)
     os.rename("clip.mp4", b"caf\xe9.mp4")

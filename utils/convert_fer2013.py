@@ -53,18 +53,15 @@ def convert(
             output folder holds other images, or cannot be written.
     """
     path, classes, published = Path(fer2013), FERPLUS, dict.fromkeys(FER2013_COUNTS)
-    try:
-        if (path / "FER2013Train").is_dir():
-            faces, write = list(_read_folders(path)), link_images
+    if (path / "FER2013Train").is_dir():
+        faces, write = list(_read_folders(path)), link_images
+    else:
+        path = next((path / name for name in CSV_NAMES if (path / name).exists()), path)
+        faces, write = list(_read_csv(path)), _write_pixels
+        if ferplus:
+            _read_votes(Path(ferplus), faces, path)
         else:
-            path = next((path / name for name in CSV_NAMES if (path / name).exists()), path)
-            faces, write = list(_read_csv(path)), _write_pixels
-            if ferplus:
-                _read_votes(Path(ferplus), faces, path)
-            else:
-                classes, published = FER2013, FER2013_COUNTS
-    except ValueError as error:  # of FER+'s votes; those of pixels name their line
-        raise UserError(f"{ferplus or path}: damaged votes ({error}); get another copy") from None
+            classes, published = FER2013, FER2013_COUNTS
     for face in faces:
         face.target = f"{face.split}/{face.label}/{os.path.basename(face.source)}"
     return write_class_folders(
@@ -110,8 +107,11 @@ def _read_votes(path: Path, faces: Sequence[Face], pixels: Path) -> None:
 
 def _read_folders(root: Path) -> Iterator[Face]:
     for folder, split in FOLDERS.items():
-        # Name, box and votes, without a header.
-        table = pd.read_csv(root / folder / "label.csv", header=None, dtype=str, na_filter=False)
+        path = root / folder / "label.csv"
+        try:  # name, box and votes, without a header
+            table = pd.read_csv(path, header=None, dtype=str, na_filter=False)
+        except ValueError as error:
+            raise UserError(f"{path}: cannot be read ({error}); get another copy") from None
         for name, _, *votes in table.to_numpy():
             label, reason = majority(votes)
             image = root / folder / name
@@ -126,7 +126,10 @@ def majority(votes: Sequence[str]) -> tuple[str, str]:
     Returns:
         The label and "", or the votes and why there is none.
     """
-    counts = {v: 0 if n == "1" else int(n) for v, n in zip(VOTES, votes, strict=True)}
+    try:
+        counts = {v: 0 if n == "1" else int(n) for v, n in zip(VOTES, votes, strict=True)}
+    except ValueError:
+        return " ".join(votes), "not ten numbers of votes"
     winner = max(counts, key=counts.get)
     if 2 * counts[winner] <= sum(counts.values()):
         return " ".join(votes), "no majority in FER+"

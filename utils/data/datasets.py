@@ -250,7 +250,7 @@ def _bad_images(root: Path) -> set[str]:
 RAFDB_LABELS = "EmoLabel/list_patition_label.txt"
 RAFDB_IMAGES = "Image/aligned"
 RAFDB_CODES = "1234567"
-_RAFDB_LINE = re.compile(r"((train|test)_\w+)\.jpg\s+([1-7])", re.ASCII)
+_RAFDB_LINE = re.compile(r"((train|test)_\w+)\.(?i:jpg)\s+([1-7])", re.ASCII)
 
 
 def read_rafdb(root: str | os.PathLike, *, strict: bool = True) -> FaceData:
@@ -268,8 +268,13 @@ def read_rafdb(root: str | os.PathLike, *, strict: bool = True) -> FaceData:
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder; {NO_FOLDER.format(RAFDB_URL, '--raf_path')}")
     about = {"name": "RAF-DB", "class_names": labels.RAFDB, "published": labels.RAFDB_COUNTS}
-    splits, _ = find_class_folders(root)
+    splits, keys = find_class_folders(root)
     if splits and not (root / RAFDB_LABELS).exists():
+        if not {*keys} <= {*RAFDB_CODES}:
+            raise UserError(
+                f"{root}: has the class folders {', '.join(keys)}, not RAF-DB's 1 ... 7; train on "
+                "other data sets with affectnet.py --aff_path"
+            )
         listing, about["others"] = _list_class_folders(splits, RAFDB_CODES)
         return _face_data(root, listing, RAFDB_CODES, strict, **about)
     for path in (root / RAFDB_LABELS, root / RAFDB_IMAGES):
@@ -358,13 +363,13 @@ def _read_numbered_folders(
     codes = [str(code) for code in range(len(class_names))]
     mapping = ", ".join(f"{code} {name}" for code, name in enumerate(class_names))
     listing, others = _list_class_folders(splits, codes)
-    train_labels = [label for _, label in listing[splits[0].name][1]]
+    images = listing[splits[0].name][1]
+    train_labels = [label for _, label in images]
     wrong = ""
-    if not {"0"} <= {*keys} <= {*"01234567"}:
-        wrong = (
-            f"the folders {', '.join(keys)} are not AffectNet's ({mapping}); if they are RAF-DB's, "
-            "train with rafdb.py --raf_path"
-        )
+    if any(re.search(r"(train|test)_\d+_aligned\.\w+$", name) for name, _ in images[:1]):
+        wrong = "these are RAF-DB's images; train on folders 1 ... 7 with rafdb.py --raf_path"
+    elif not {"0"} <= {*keys} <= {*"01234567"}:
+        wrong = f"the folders {', '.join(keys)} are not AffectNet's ({mapping})"
     elif tuple(map(train_labels.count, range(7))) == labels.FER2013_COUNTS["train"]:
         wrong = f"these are FER2013's folders, not AffectNet's ({mapping})"
     elif num_class is None and "7" not in keys:

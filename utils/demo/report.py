@@ -22,7 +22,7 @@ from utils.demo.track import Tracker
 from utils.demo.video import CODECS, VIDEO_SUFFIXES, Frame, VideoWriter
 from utils.errors import UserError, one_line, writing
 
-MAX_NAME = 75  # letters of a file's name that its copy's name keeps; each has up to 3 bytes
+MAX_NAME = 115  # bytes of a name that a copy's name keeps; it may join a folder's and a file's
 
 Result = tuple[Frame, list[Prediction]]
 
@@ -58,7 +58,7 @@ class Reporter:
 
     def _name_copies(self, files: Sequence[Path]) -> dict[Path, Path]:
         """Name the annotated copy of each file: no two names are equal, and none is too long."""
-        short = [file.with_stem(file.stem[:MAX_NAME]) for file in files]
+        short = [Path(_cut(file.absolute().parent.name), f"{_cut(file.stem)}.x") for file in files]
         copies = {}
         for file, name in zip(files, unique_names(short), strict=True):
             suffix = file.suffix.lower()
@@ -170,6 +170,10 @@ class Reporter:
     def _write_json(self, record: dict) -> None:
         with writing(self.json.name):
             print(json.dumps(record), file=self.json, flush=True)
+
+
+def _cut(name: str) -> str:
+    return os.fsencode(name)[:MAX_NAME].decode(errors="ignore")
 
 
 def _print(text: str) -> None:
