@@ -193,7 +193,7 @@ def test_a_log_says_early_when_the_run_will_be_over(toy_raf, tmp_path, quick, ca
     train_raf(toy_raf, tmp_path, "--epochs", "4")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
     assert len(lines) == 1
-    assert re.fullmatch(r"epoch 1 of 4: 1 of 12, \d\d:\d\d elapsed, \d\d:\d\d left", lines[0])
+    assert re.fullmatch(r"epoch 1 of 4, step: 1 of 12, \d\d:\d\d elapsed, \d\d:\d\d left", lines[0])
 
 
 def test_columns_of_an_epoch_stay_aligned():

@@ -57,6 +57,9 @@ def test_files_and_table(toy_raf, small_run, tmp_path, quick, capsys):
         assert row["images"] == 3 and (row["precision"] is not None) == predicted
         shown = ["-" if row[key] is None else f"{100 * row[key]:.2f}" for key in list(row)[1:]]
         assert [name, "3", *shown] in table
+    (folder / "tsne.png").touch()
+    evaluate(toy_raf, path)
+    assert not (folder / "tsne.png").exists()  # it may have been of other weights
 
 
 @pytest.mark.parametrize(

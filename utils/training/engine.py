@@ -80,7 +80,9 @@ def _train(
     try:
         with bar, Interruptions(run.world) as signals:
             while len(run.history) < args.epochs:
-                bar.set_description_str(f"epoch {len(run.history) + 1} of {args.epochs}", False)
+                bar.set_description_str(
+                    f"epoch {len(run.history) + 1} of {args.epochs}, step", False
+                )
                 row = train_one_epoch(run, train_loader, augment, signals.check, bar)
                 run.world.broadcast_buffers(run.model)
                 evaluation = evaluate(

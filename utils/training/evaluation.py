@@ -90,6 +90,8 @@ def evaluate_checkpoint(
         # File names may hold bytes that are not valid text.
         options = {"float_format": "%.6f", "errors": "surrogateescape"}
         table.to_csv(folder / "predictions.csv", index=False, **options)
+        for path in folder.glob("tsne.*"):  # of an earlier evaluation
+            path.unlink()
     files = ["metrics.json", "predictions.csv", f"confusion_matrix.{args.figures}"]
     where = f"{data.title} ({root.name})"
     title = f"{trained.path.name} on {where}: {100 * metrics.accuracy:.2f} %"
