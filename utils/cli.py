@@ -341,7 +341,8 @@ def _check_script(args: argparse.Namespace, config: Mapping[str, Any], path: Pat
     for name, value in config.items():
         if name.endswith("_path") and not hasattr(args, name):
             raise UserError(
-                f"{path}: trained on --{name} {value}; use the script that has this flag"
+                f"{path}: trained on --{name} {value}; use the script with that flag (rafdb.py has "
+                "--raf_path, affectnet.py --aff_path), or name other data to evaluate on"
             )
 
 
@@ -378,7 +379,9 @@ def existing_checkpoint(path: str | os.PathLike) -> Path:
     if os.path.isdir(path):
         raise UserError(f"{path}: is a folder; give a file, such as the best.pth of a run")
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such checkpoint; check the path")
+        raise UserError(
+            f"{path}: no such checkpoint; check the path (models/README.md links the released ones)"
+        )
     return Path(path)
 
 

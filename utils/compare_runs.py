@@ -27,6 +27,8 @@ from utils.training.plots import plot_comparison
 # Entries of config.json, besides paths, that do not change a run's scores.
 IGNORED = {"seed", "images", "processes", "device_name", "python", "torch", "torchvision"}
 IGNORED |= {"command", "git_commit", "started", *MAY_CHANGE} - {"epochs"}
+# Those that usually follow from others, as do the settings of optimizer and schedule.
+FOLLOWING = ("parameters", "class_names")
 # Those that say which data a run was trained on.
 DATA = ("dataset", "toy", "data_fingerprint", "class_names")
 # Name of a score, and its key in metrics.csv (after val_) and in test_metrics.json.
@@ -82,9 +84,12 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
 
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if count([name]) > 1]
-    follow = ("parameters", "class_names")
-    flags = [name for name in differing if "." not in name and name not in follow]
-    return flags if count(flags) == count(differing) else differing
+    following = [name for name in differing if "." in name or name in FOLLOWING]
+    shown = [name for name in differing if name not in following]
+    for name in following:
+        if count([*shown, name]) > count(shown):  # it does not follow from those before it
+            shown.append(name)
+    return shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:

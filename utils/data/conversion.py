@@ -57,7 +57,9 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[s
                 else:
                     problem = f"has {plural(len(row), 'field')}, but the header {len(header)}"
                     yield rows.line_num, [""] * len(columns), problem
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from None
 
 
@@ -102,8 +104,8 @@ def write_class_folders(
         if others := sorted(present - {face.target for face in usable}):
             raise UserError(
                 f"{output}: the class folders hold {plural(len(others), 'image')} that this "
-                f"conversion does not put there ({', '.join(others[:3])}); move them away or give "
-                "another --output"
+                f"conversion does not put there ({', '.join(others[:3])}), perhaps of an earlier "
+                "one with other labels; move them away or give another --output"
             )
         output.mkdir(parents=True, exist_ok=True)
         (output / UNFINISHED).write_text(shlex.join(["python", *sys.argv]))  # how to continue

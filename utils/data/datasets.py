@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imports PyTorch, which takes seconds
 
 RAFDB_URL = "http://www.whdeng.cn/raf/model1.html"
 AFFECTNET_URL = "http://mohammadmahoor.com/affectnet/"
-NO_FOLDER = "get the data from {}, give their place with {}, or try --toy, which needs none"
+NO_FOLDER = "check {}, get the data from {}, or try --toy, which needs none"
 TOY_MARKER = "toy.json"  # in the folder of a toy set: what it was drawn from
 BAD_IMAGES = "bad_images.csv"  # images to leave out, as written by utils/check_data.py
 UNFINISHED = ".conversion_unfinished"  # beside class folders until their conversion has ended
@@ -266,7 +266,7 @@ def read_rafdb(root: str | os.PathLike, *, strict: bool = True) -> FaceData:
     """
     root = Path(root)
     if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder; {NO_FOLDER.format(RAFDB_URL, '--raf_path')}")
+        raise UserError(f"{root}: no such folder; {NO_FOLDER.format('--raf_path', RAFDB_URL)}")
     about = {"name": "RAF-DB", "class_names": labels.RAFDB, "published": labels.RAFDB_COUNTS}
     splits, keys = find_class_folders(root)
     if splits and not (root / RAFDB_LABELS).exists():
@@ -327,7 +327,7 @@ def read_affectnet(
     """
     root = Path(root)
     if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder; {NO_FOLDER.format(AFFECTNET_URL, '--aff_path')}")
+        raise UserError(f"{root}: no such folder; {NO_FOLDER.format('--aff_path', AFFECTNET_URL)}")
     convert = f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
     if (root / UNFINISHED).exists():
         command = (root / UNFINISHED).read_text().strip() or convert

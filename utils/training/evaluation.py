@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils import cli
 from utils.checkpoint import TrainedDAN
 from utils.data.datasets import FaceData
 from utils.data.loader import FaceLoader
@@ -65,13 +66,17 @@ def evaluate_checkpoint(
 
     # ---- files ----
     root = data.root or split.root
+    # The flags that a recipe adds to these choose its data.
+    shared = vars(
+        cli.RecipeParser("", "", batch_size=2, lr=1, epochs=1, geometric=1).parse_args([])
+    )
     without_nan = per_class.astype(object).where(per_class.notna(), None)  # which JSON lacks
     summary = {
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
         "dataset": data.title,
         "data": str(root),
-        "data_flags": {n: v for n, v in vars(args).items() if n in trained.config},
+        "data_flags": {n: v for n, v in vars(args).items() if n not in shared},
         "precision": world.precision,
         "images": len(labels),
         **{score: getattr(metrics, score) for score in SCORES},
@@ -117,6 +122,7 @@ def match_classes(trained: TrainedDAN, data: FaceData) -> dict[str, str]:
     if missing:
         raise UserError(
             f"{trained.path}: trained on {trained.dataset} with the classes "
-            f"{', '.join(trained.class_names)}, but {data.name} also has {', '.join(missing)}"
+            f"{', '.join(trained.class_names)}, but {data.name} also has {', '.join(missing)}; "
+            "leave that out (AffectNet's contempt with --num_class 7)"
         )
     return {name: known[canonical(name)] for name in data.class_names}

@@ -1,5 +1,6 @@
 """The figures of runs: learning curves, confusion matrix, t-SNE, a comparison."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def plot_curves(
     """
     table = pd.DataFrame(history).set_index("epoch")
     losses = table[["loss", "cross_entropy", "affinity", "partition"]]
+    losses = losses.set_axis(["total", "cross-entropy", "affinity", "partition"], axis=1)
     accuracies = 100 * table[["train_accuracy", "val_accuracy", "val_balanced_accuracy"]]
     accuracies.columns = ["training", held_out, f"{held_out}, balanced"]
     chosen = accuracies[held_out]
@@ -109,7 +111,8 @@ def plot_comparison(groups: Sequence[tuple[str, pd.DataFrame]], path: Path) -> N
         percent = 100 * accuracies
         # No mean and no deviation where a run has none: of the others they would be too good.
         mean, deviation = percent.mean(axis=1, skipna=False), percent.std(axis=1, skipna=False)
-        (line,) = axes.plot(mean, marker=".", label=f"{label} (n = {accuracies.shape[1]})")
+        label = textwrap.fill(f"{label} (n = {accuracies.shape[1]})", 80)
+        (line,) = axes.plot(mean, marker=".", label=label)
         band = {"color": line.get_color(), "alpha": 0.18, "linewidth": 0}
         axes.fill_between(mean.index, mean - deviation, mean + deviation, **band)
     _label_axes(axes, "validation accuracy (%)")

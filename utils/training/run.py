@@ -197,8 +197,10 @@ class Run:
             for path in self.folder.glob(".*.tmp"):  # half written by a killed run
                 path.unlink()
             if not self._continues:
-                for name in (*RUN_FILES, "test_metrics.json"):
-                    (self.folder / name).unlink(missing_ok=True)
+                figures = ("curves.*", "confusion_matrix.*")
+                for pattern in (*RUN_FILES, "test_metrics.json", *figures):
+                    for path in self.folder.glob(pattern):
+                        path.unlink()
             elif self.history:
                 if self.best_row is self.history[-1] and not self.progress.steps:
                     # A run may be killed between writing the two.
