@@ -143,9 +143,7 @@ def link_images(faces: Iterable[Face], output: Path) -> Iterator[str]:
     for face in faces:
         target = output / face.target
         try:
-            content = Path(face.source).read_bytes()
-            # Decoding hundreds of thousands of JPEG files takes minutes; their markers must do.
-            if not content.startswith(b"\xff\xd8\xff") or b"\xff\xd9" not in content[-64:]:
+            if not _is_whole_jpeg(face.source):
                 read_rgb(face.source)
         except (OSError, UserError):
             yield "unreadable image"
@@ -154,8 +152,17 @@ def link_images(faces: Iterable[Face], output: Path) -> Iterator[str]:
         try:  # os.link does not follow symbolic links on Linux
             os.link(os.path.realpath(face.source), target)
         except OSError:  # another file system, or one without hard links
-            write_whole(target, content)
+            write_whole(target, Path(face.source).read_bytes())
         yield ""
+
+
+def _is_whole_jpeg(path: str) -> bool:
+    """Whether a file has a JPEG's start and end: decoding hundreds of thousands takes minutes, and
+    links need not read them either."""
+    with open(path, "rb") as file:
+        start = file.read(3)
+        file.seek(max(0, os.path.getsize(path) - 64))
+        return start == b"\xff\xd8\xff" and b"\xff\xd9" in file.read()
 
 
 def write_whole(path: Path, content: bytes) -> None:
