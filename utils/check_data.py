@@ -106,7 +106,11 @@ def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -
 
 
 def recognise(root: Path) -> FaceData:
-    """Read the data set in a folder, whichever it is."""
+    """Read the data set in a folder, whichever it is.
+
+    Raises:
+        UserError: there is none that is known.
+    """
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder; check the path")
     splits, keys = find_class_folders(root)

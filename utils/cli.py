@@ -279,11 +279,11 @@ def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable
 
 def _run_to_continue(parser: RecipeParser, args: argparse.Namespace) -> Path | None:
     """Resolve `output_dir`, and find the checkpoint that --resume is about."""
-    name = parser.name if isinstance(parser.name, str) else parser.name(args)
-    folder = Path(args.output_dir or f"models/{'toy-' if args.toy else ''}{name}")
     if isinstance(args.resume, str):
         path = Path(args.resume)
         return existing_checkpoint(path / "last.pth" if path.is_dir() else path)
+    name = parser.name if isinstance(parser.name, str) else parser.name(args)
+    folder = Path(args.output_dir or f"models/{'toy-' if args.toy else ''}{name}")
     args.output_dir = str(folder)
     last = folder / "last.pth"
     if args.resume and last.is_file():

@@ -5,7 +5,6 @@ A single process is a world of size 1, in which all of this costs nothing.
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from utils.device import resolve_device, resolve_precision, seed_everything
 from utils.errors import UserError
-from utils.progress import progress
+from utils.progress import print_above, progress
 
 T = TypeVar("T")
 
@@ -44,8 +43,7 @@ class World:
 
     def print_once(self, text: str) -> None:
         if self.is_main:
-            tqdm.write(text)  # above a progress bar, if there is one
-            sys.stdout.flush()
+            print_above(text)
 
     def progress(self, iterable: Iterable | None = None, **kwargs) -> tqdm:
         """Show a progress bar in the main process."""

@@ -19,6 +19,12 @@ class _Log(tqdm):
             self.mininterval = LOG_EVERY
 
 
+def print_above(text: str) -> None:
+    """Print a line at once, above the progress bars that are shown."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
 def progress(iterable: Iterable | None = None, *, shown: bool = True, **kwargs) -> tqdm:
     """tqdm on stderr. A loop that ends within LOG_FIRST seconds leaves nothing in a log.
 

@@ -365,8 +365,9 @@ def _read_numbered_folders(
     listing, others = _list_class_folders(splits, codes)
     images = listing[splits[0].name][1]
     train_labels = [label for _, label in images]
+    some_name = images[0][0] if images else ""
     wrong = ""
-    if any(re.search(r"(train|test)_\d+_aligned\.\w+$", name) for name, _ in images[:1]):
+    if re.search(r"(train|test)_\d+_aligned\.\w+$", some_name):
         wrong = "these are RAF-DB's images; train on folders 1 ... 7 with rafdb.py --raf_path"
     elif not {"0"} <= {*keys} <= {*"01234567"}:
         wrong = f"the folders {', '.join(keys)} are not AffectNet's ({mapping})"

@@ -11,7 +11,6 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from utils.data.images import has_suffix, save_picture, unique_names
 from utils.demo.annotate import annotate
@@ -21,6 +20,7 @@ from utils.demo.predictor import Prediction
 from utils.demo.track import Tracker
 from utils.demo.video import CODECS, VIDEO_SUFFIXES, Frame, VideoWriter
 from utils.errors import UserError, one_line, writing
+from utils.progress import print_above
 
 MAX_NAME = 115  # bytes of a name that a copy's name keeps; it may join a folder's and a file's
 
@@ -177,5 +177,4 @@ def _cut(name: str) -> str:
 
 
 def _print(text: str) -> None:
-    tqdm.write(one_line(text).rstrip())  # above a progress bar, if there is one
-    sys.stdout.flush()
+    print_above(one_line(text).rstrip())

@@ -126,7 +126,7 @@ def train_one_epoch(
     run.model.train()
     totals = torch.zeros(len(loader), device=world.device)  # of this pass
     first, before, started = progress.steps, progress.seconds, time.perf_counter()
-    bar = bar or tqdm(disable=True)
+    bar = tqdm(disable=True) if bar is None else bar
     batches = loader.epoch(epoch, first)
     for step, (images, labels, share, count) in enumerate(batches, start=first):
         draws = augment.draw(count, size, generator(seed, epoch, step))

@@ -188,7 +188,11 @@ class Run:
 
     def open_folder(self) -> None:
         """Make the folder and write config.json; remove what an overwritten run left there, or
-        complete what the continued run wrote."""
+        complete what the continued run wrote.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         self.world.barrier()  # no process should take these files for an earlier run
         if not self.world.is_main:
             return
