@@ -100,6 +100,7 @@ def preprocess(images: Tensor, size: int, draws: Draws | None = None) -> Tensor:
     Args:
         images: (N, 3, h, w) uint8 RGB, on any device.
         size: side of the result in pixels.
+        draws: of `Augmentation.draw` for the N images and this size.
 
     Returns:
         (N, 3, size, size) float32 in channels-last memory: ImageNet-normalised, resized as
