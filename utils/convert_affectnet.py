@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from io import BytesIO
-from math import ceil, floor
 from pathlib import Path
 from tokenize import TokenError
 
@@ -31,7 +30,7 @@ from PIL import Image
 if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import REPOSITORY, Parser, locate, not_negative, whole_number
+from utils.cli import REPOSITORY, Parser, locate, whole_number
 from utils.data.conversion import Face, link_images, read_table, write_class_folders, write_whole
 from utils.data.datasets import AFFECTNET_URL, SPLIT_NAMES, TOY_MARKER
 from utils.data.images import (
@@ -49,7 +48,6 @@ from utils.progress import progress
 CLASSES = {str(code): f"{code} {name}" for code, name in enumerate(AFFECTNET)}  # by folder
 CODES = {key: code for code, name in enumerate(AFFECTNET) for key in (str(code), canonical(name))}
 CROP_SIZE = 224  # pixels
-MARGIN = ".conversion_margin"  # a file in the output folder: the margin of the crops there
 PHASES = {name: names[0] for names in SPLIT_NAMES for name in names}
 BOX = ["face_x", "face_y", "face_width", "face_height"]
 
@@ -58,7 +56,6 @@ def convert(
     aff_path: str | os.PathLike,
     *,
     output: str | os.PathLike | None = None,
-    margin: float = 0.0,
     workers: int | None = None,
 ) -> str:
     """Write class folders for the AffectNet release that lies in a folder.
@@ -75,13 +72,7 @@ def convert(
     print(f"{folder}: found the {release}, {plural(len(faces), 'row')}")
     _choose_targets(faces)
     crops = any(face.box for face in faces)
-    marker = output / MARGIN
-    if crops and marker.exists() and marker.read_text() != str(float(margin)):
-        raise UserError(
-            f"{marker}: faces were cropped there with --margin {marker.read_text()}; give the same "
-            "margin or another --output, or remove this file together with train/ and val/"
-        )
-    write = partial(_crop_images, margin=margin, workers=workers) if crops else link_images
+    write = partial(_crop_images, workers=workers) if crops else link_images
     summary = write_class_folders(
         output,
         faces,
@@ -218,22 +209,21 @@ def _choose_targets(faces: Iterable[Face]) -> None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _crop_images(
-    faces: Sequence[Face], output: Path, margin: float, workers: int | None
-) -> Iterator[str]:
+def _crop_images(faces: Sequence[Face], output: Path, workers: int | None) -> Iterator[str]:
     """Cut faces from their photos; yield for each why it cannot be used, or ""."""
-    (output / MARGIN).write_text(str(float(margin)))
-    with ProcessPoolExecutor(  # whose processes leave Ctrl-C to the parent
+    processes = ProcessPoolExecutor(  # whose processes leave Ctrl-C to the parent
         workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    ) as processes:
-        crop = partial(_crop_image, output=output, margin=margin)
-        yield from processes.map(crop, faces, chunksize=16)
+    )
+    try:
+        yield from processes.map(partial(_crop_image, output=output), faces, chunksize=16)
+    finally:
+        processes.shutdown(cancel_futures=True)
 
 
-def _crop_image(face: Face, output: Path, margin: float) -> str:
+def _crop_image(face: Face, output: Path) -> str:
     try:
         photo = Image.fromarray(read_rgb(face.source))
-        crop = crop_face(photo, [float(number) for number in face.box], margin)
+        crop = crop_face(photo, [float(number) for number in face.box])
     except UserError:
         return "unreadable image"
     except (ValueError, OverflowError):  # of a box that is empty, NULL, infinite or elsewhere
@@ -244,26 +234,23 @@ def _crop_image(face: Face, output: Path, margin: float) -> str:
     return ""
 
 
-def crop_face(photo: Image.Image, box: Sequence[float], margin: float) -> Image.Image:
-    """Cut a face from an RGB photo and resize it to CROP_SIZE squared.
+def crop_face(photo: Image.Image, box: Sequence[float]) -> Image.Image:
+    """Cut a face from an RGB photo and resize it to CROP_SIZE squared. What reaches beyond the
+    photo is black: the face keeps its proportions.
 
-    The box is left, top, width, height in pixels; the margin, a fraction of width and height, is
-    added on each side. What reaches beyond the photo is black: the face keeps its proportions.
+    Args:
+        box: left, top, width, height in pixels.
 
     Raises:
         ValueError: the box lies outside the photo, or is far too large for it.
     """
-    left, top, width, height = box
-    left, right = left - margin * width, left + (1 + margin) * width
-    top, bottom = top - margin * height, top + (1 + margin) * height
-    # The photo is extended to the box, but not cut, since resizing uses pixels around the box.
-    x0, x1 = min(0, floor(left)), max(photo.width, ceil(right))
-    y0, y1 = min(0, floor(top)), max(photo.height, ceil(bottom))
+    left, top, width, height = map(round, box)
+    right, bottom = left + width, top + height
     overlap = min(min(photo.width, right) - max(0, left), min(photo.height, bottom) - max(0, top))
-    if overlap < 1 or (x1 - x0) * (y1 - y0) > MAX_PIXELS:
+    if overlap < 1 or width * height > MAX_PIXELS:
         raise ValueError(f"{box}: outside the photo or too large")
-    photo, box = photo.crop((x0, y0, x1, y1)), (left - x0, top - y0, right - x0, bottom - y0)
-    return photo.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC, box=box)
+    crop = photo.crop((left, top, right, bottom))
+    return crop.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -272,8 +259,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     aff_path = locate("datasets/AffectNet")
     add("--aff_path", metavar="DIR", default=aff_path, help="folder of the release")
     add("--output", metavar="DIR", help="folder for train/ and val/ (default: that of --aff_path)")
-    help = "added to each side of a face's box, as a fraction of its width and height"
-    add("--margin", metavar="X", type=not_negative, default=0.0, help=help)
     help = "processes that crop photos"
     add("--workers", metavar="N", type=whole_number(1), default=os.cpu_count(), help=help)
     print(convert(**vars(parser.parse_args(argv))))
