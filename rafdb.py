@@ -5,8 +5,6 @@ python rafdb.py --toy                 drawn faces, no data or weights needed
 python rafdb.py --evaluate --checkpoint models/rafdb/best.pth
 """
 
-from dataclasses import replace
-
 import torch
 
 from networks.dan import DAN
@@ -45,8 +43,7 @@ AUGMENT = Augmentation(
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    recipe = {"batch_size": 256, "lr": 0.1, "epochs": 40, "geometric": AUGMENT.geometric}
-    parser = cli.RecipeParser(__doc__, "rafdb", **recipe, toy=TOY)
+    parser = cli.RecipeParser(__doc__, "rafdb", batch_size=256, lr=0.1, epochs=40, toy=TOY)
     parser.data.add_argument(
         "--raf_path", metavar="DIR", default="datasets/raf-basic", help="RAF-DB's folder"
     )
@@ -87,8 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- training --------------------------------------------------------------------------------
     run = Run(args, saved, data, world, model, criterion, optimizer, scheduler)
-    augment = replace(AUGMENT, geometric=args.geometric)
-    engine.fit(run, data, augment, order=shuffled)
+    engine.fit(run, data, AUGMENT, order=shuffled)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,6 @@ def test_probabilities_are_the_networks(
     by synonyms: AffectNet's happy is RAF-DB's happiness."""
     evaluate(toy_raf, checkpoint_file(7, name), "--output_dir", str(tmp_path / "out"))
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["data_flags"].keys() in ({"raf_path"}, {"aff_path", "num_class"})
     assert metrics["class_mapping"] == dict(zip(RAFDB, own, strict=True))
     assert metrics["dataset"] == "toy RAF-DB"
     assert ("happiness = happy, sadness = sad" in capsys.readouterr().out) == (own != RAFDB)

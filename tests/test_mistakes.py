@@ -40,7 +40,6 @@ RAFDB_TRAINING = {
     "--batch_size 1": "--batch_size: must be at least 2",
     "--batch_size x": "--batch_size: 'x' is not a whole number",
     "--lr nan": "--lr",
-    "--lr 0": "--lr: must be more than 0",
     "--image_size 16": "--image_size: must be from 32",
     "--num_center 6": "there are 7 classes",
     "--precision fp8": "--precision",
@@ -76,7 +75,6 @@ RAFDB_TRAINING = {
 }
 RAFDB_EVALUATION = {
     "x.pth": "x.pth: no such checkpoint",
-    "https://host/best.pth": "https://host/best.pth: is an address; download the file",
     "weights": "weights: is a folder; give a file",
     "weights/page.pth": "web page",
     "weights/code.pth": "could run code",

@@ -49,6 +49,10 @@ for _function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct):
         (_function, f"numpy.{core}.multiarray.{_function.__name__}") for core in ("core", "_core")
     ]
 
+# What PyTorch raises on files that are cut off, or are something else.
+DAMAGE = (pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, LookupError)
+DAMAGE += (struct.error,)
+
 
 # ---- writing -------------------------------------------------------------------------------------
 
@@ -107,28 +111,21 @@ def load(path: str | os.PathLike) -> dict[Any, Any]:
         UserError: there is no such file, or it is not a checkpoint, or it is damaged.
     """
     path = existing_checkpoint(path)
+    is_zip = zipfile.is_zipfile(path)
+    _refuse_other_kinds(path, is_zip)
     try:
-        is_zip = zipfile.is_zipfile(path)
-        _refuse_other_kinds(path, is_zip)
         with torch.serialization.safe_globals(NUMPY_DATA):
             # Mapped into memory, an optimizer's state costs nothing where it is not used.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
+    except DAMAGE as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
                 f"{path}: holds a Python object ({refused[1]}), which could run code; get a copy "
                 "that holds weights only"
             ) from None
         raise UserError(f"{path}: not a checkpoint, or damaged; get another copy") from None
-    except PermissionError:
-        raise UserError(f"{path}: may not be read; check its permissions") from None
-    # What PyTorch raises on files that are cut off.
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error) as error:
-        reason = str(error).splitlines()[0].split(". ")[0][:120] if str(error) else "it is cut off"
-        raise UserError(f"{path}: not a checkpoint, or damaged ({reason})") from None
     if not isinstance(content, Mapping):
-        kind = type(content).__name__
-        raise UserError(f"{path}: holds a {kind}, not a dict of weights; check the path")
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     return dict(content)
 
 

@@ -58,8 +58,6 @@ class RecipeParser(Parser):
         description: of the script.
         name: of the recipe: its runs go to models/NAME. A function of the flags where it depends
             on them.
-        geometric: default of --geometric, the recipe's probability; without it there is no such
-            flag.
         toy: flags that --toy presets; without it there is no --toy.
     """
 
@@ -72,7 +70,6 @@ class RecipeParser(Parser):
         lr: float,
         epochs: int,
         optimizer: str = "sgd",
-        geometric: float | None = None,
         toy: Mapping[str, Any] | None = None,
     ):
         super().__init__(description=description)
@@ -89,7 +86,7 @@ class RecipeParser(Parser):
                 "--toy", action="store_true", help="draw toy faces and train on them; needs no data"
             )
         add("--batch_size", type=whole_number(2), default=batch_size, help="images per step")
-        add("--lr", type=positive, default=lr, help="initial learning rate")
+        add("--lr", type=not_negative, default=lr, help="initial learning rate")
         add("--epochs", type=whole_number(1), default=epochs, help="passes over the data")
         optimizers = ("sgd", "adam")
         add("--optimizer", choices=optimizers, default=optimizer, help="as the recipe sets it up")
@@ -103,9 +100,6 @@ class RecipeParser(Parser):
         add("--warmup_epochs", type=not_negative, default=0.0, help=warmup)
         clip = "limit the norm of the gradient of all parameters; 0 for no limit"
         add("--clip_grad", type=not_negative, default=0.0, help=clip)
-        shaken = "probability that a training image is rotated, scaled, shifted or cropped"
-        if geometric is not None:
-            add("--geometric", type=probability, default=geometric, help=shaken)
         add(
             "--num_head",
             type=whole_number(0),
@@ -308,12 +302,8 @@ def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> 
     saved = content.get("config", {})
     if path.name != "last.pth" or "epochs" not in saved:
         raise UserError(f"{path}: not the last.pth of a run; give that, or the run's folder")
-    folder = args.output_dir or path.parent
-    if not os.path.exists(folder) or not path.parent.samefile(folder):
-        raise UserError(
-            f"{path}: a run continues in its own folder; leave --output_dir {folder} out, or copy "
-            "the run there first"
-        )
+    if args.output_dir and os.path.realpath(args.output_dir) != os.path.realpath(path.parent):
+        raise UserError(f"{path}: a run continues in its own folder; leave --output_dir out")
     args.output_dir = str(path.parent)
     _check_script(args, saved, path)
     if any(name.endswith("_path") for name in given):
@@ -374,8 +364,6 @@ def existing_checkpoint(path: str | os.PathLike) -> Path:
     Raises:
         UserError: it does not.
     """
-    if "://" in str(path):
-        raise UserError(f"{path}: is an address; download the file and give its path")
     if os.path.isdir(path):
         raise UserError(f"{path}: is a folder; give a file, such as the best.pth of a run")
     if not os.path.isfile(path):
@@ -407,11 +395,3 @@ def whole_number(low: int, high: float = inf) -> Callable[[str], int]:
 
 not_negative = partial(_number, kind=float, low=0)
 fraction = partial(_number, kind=float, low=0, high=0.9)
-probability = partial(_number, kind=float, low=0, high=1)
-
-
-def positive(text: str) -> float:
-    value = not_negative(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return value

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils import cli
 from utils.checkpoint import TrainedDAN
 from utils.data.datasets import FaceData
 from utils.data.loader import FaceLoader
@@ -66,17 +65,12 @@ def evaluate_checkpoint(
 
     # ---- files ----
     root = data.root or split.root
-    # The flags that a recipe adds to these choose its data.
-    shared = vars(
-        cli.RecipeParser("", "", batch_size=2, lr=1, epochs=1, geometric=1).parse_args([])
-    )
     without_nan = per_class.astype(object).where(per_class.notna(), None)  # which JSON lacks
     summary = {
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
         "dataset": data.title,
         "data": str(root),
-        "data_flags": {n: v for n, v in vars(args).items() if n not in shared},
         "precision": world.precision,
         "images": len(labels),
         **{score: getattr(metrics, score) for score in SCORES},
