@@ -44,7 +44,7 @@ RELEASED_DATA = {
 _DTYPES = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
 # NumPy's numbers and arrays are data, under the names that NumPy 1 and 2 pickle them by.
 NUMPY_DATA = [np.ndarray, np.dtype, *_DTYPES]
-for _function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct):
+for _function in (np.float64().__reduce__()[0], np.empty(0).__reduce__()[0]):
     NUMPY_DATA += [
         (_function, f"numpy.{core}.multiarray.{_function.__name__}") for core in ("core", "_core")
     ]

@@ -38,7 +38,7 @@ class FacesToProbabilities(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """faces: (N, S, S, 3) uint8 RGB -> (N, C)."""
-        images = (faces / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+        images = (faces.float() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
         return self.network(images.permute(0, 3, 1, 2)).logits.softmax(dim=1)
 
 
