@@ -192,7 +192,7 @@ class Saved(NamedTuple):
     content: dict[str, Any]
 
 
-def parse(parser: RecipeParser, argv: Sequence[str] | None):
+def parse(parser: RecipeParser, argv: Sequence[str] | None = None):
     """Parse a recipe's flags.
 
     A flag's value is the one given on the command line, else the checkpoint's (of --resume and
@@ -216,21 +216,24 @@ def parse(parser: RecipeParser, argv: Sequence[str] | None):
     for other in ("evaluate", "overwrite"):
         if "resume" in given and other in given:
             parser.error(f"--resume and --{other} exclude each other; leave one out")
-    presets = parser.toy if given.get("toy") else {}
-    if "evaluate" in given:
-        presets = {**presets, "precision": "fp32"}
+    presets = dict(parser.toy) if "toy" in given else {}
     if given.get("num_head") == 0:  # the baseline is trained with cross-entropy
-        presets = {**presets, "affinity_weight": 0.0}
-    args = argparse.Namespace(**{**defaults, **presets, **given})
-    saved = None
-    if args.evaluate:
-        saved = _evaluated(args, given, [action.dest for action in parser.data._group_actions])
-    elif path := _run_to_continue(parser, args):
-        saved = _resumed(args, given, path)
-    for name in vars(args).keys() - given.keys():
+        presets["affinity_weight"] = 0.0
+    saved, kept = None, {}
+    if "evaluate" in given:
+        presets["precision"] = "fp32"
+        saved, kept = _evaluated(parser, defaults, given)
+    else:
+        folder = _run_folder(parser, {**defaults, **presets, **given})
+        if path := _run_to_continue(folder, given):
+            saved, kept = _resumed(path, defaults, given)
+        else:
+            kept = {"output_dir": str(folder)}
+    args = {**defaults, **presets, **kept, **given}
+    for name in args.keys() - given.keys():
         if name.endswith("_path") or name == "pretrained":
-            setattr(args, name, locate(getattr(args, name)))
-    return args, saved
+            args[name] = locate(args[name])
+    return argparse.Namespace(**args), saved
 
 
 def locate(path: str | None) -> str | None:
@@ -240,25 +243,20 @@ def locate(path: str | None) -> str | None:
     return str(REPOSITORY / path)
 
 
-def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable[str]):
-    """Read --checkpoint; take the flags that choose the data, and those of the network, from it.
-
-    Args:
-        own: names of the recipe's own flags, which choose its data.
-    """
+def _evaluated(parser: RecipeParser, defaults: Mapping[str, Any], given: Mapping[str, Any]):
+    """Read --checkpoint; keep its flags that choose the data, and those of the network."""
     from utils import checkpoint  # not above: importing PyTorch takes seconds
 
-    trained = checkpoint.read_trained(args.checkpoint, dataset=args.dataset)
+    trained = checkpoint.read_trained(given["checkpoint"], dataset=given.get("dataset"))
+    own = [action.dest for action in parser.data._group_actions]  # the recipe's, for its data
     data = {name: trained.config[name] for name in (*own, "toy") if name in trained.config}
-    if any(name.endswith("_path") for name in given):
-        data.pop("toy", None)  # draw nothing where other data are named
+    if _names_data(given):
+        data.pop("toy", None)  # draw nothing there
     else:
-        _check_script(args, trained.config, trained.path)
+        _check_script(defaults, trained.config, trained.path)
     network = {**trained.network_flags, "image_size": trained.image_size}
-    for name, value in (data | network).items():
-        if name not in given:
-            setattr(args, name, value)
-        elif name in network and given[name] != value:
+    for name, value in network.items():
+        if given.get(name, value) != value:
             raise UserError(f"{trained.path}: has --{name} {value}, not {given[name]}")
     # Evaluations on other data than the training's have folders of their own.
     folder = f"{trained.path.stem}-evaluation"
@@ -267,25 +265,26 @@ def _evaluated(args: argparse.Namespace, given: Mapping[str, Any], own: Iterable
             of_path = name.endswith("_path")
             parts = Path(value).resolve().parts[-2:] if of_path else (name, _text(value))
             folder += "-" + "-".join(parts)
-    args.output_dir = args.output_dir or str(trained.path.with_name(folder))
-    return trained
+    return trained, {**data, **network, "output_dir": str(trained.path.with_name(folder))}
 
 
-def _run_to_continue(parser: RecipeParser, args: argparse.Namespace) -> Path | None:
-    """Resolve `output_dir`, and find the checkpoint that --resume is about."""
-    if isinstance(args.resume, str):
-        path = Path(args.resume)
+def _run_folder(parser: RecipeParser, args: Mapping[str, Any]) -> Path:
+    name = parser.name if isinstance(parser.name, str) else parser.name(argparse.Namespace(**args))
+    return Path(args["output_dir"] or f"models/{'toy-' if args['toy'] else ''}{name}")
+
+
+def _run_to_continue(folder: Path, given: Mapping[str, Any]) -> Path | None:
+    """Find the checkpoint that --resume is about; refuse to replace a run unless --overwrite."""
+    resume, last = given.get("resume"), folder / "last.pth"
+    if isinstance(resume, str):
+        path = Path(resume)
         return existing_checkpoint(path / "last.pth" if path.is_dir() else path)
-    name = parser.name if isinstance(parser.name, str) else parser.name(args)
-    folder = Path(args.output_dir or f"models/{'toy-' if args.toy else ''}{name}")
-    args.output_dir = str(folder)
-    last = folder / "last.pth"
-    if args.resume and last.is_file():
+    if resume and last.is_file():
         return last
-    if args.resume and int(os.environ.get("RANK", 0)) == 0:
+    if resume and int(os.environ.get("RANK", 0)) == 0:
         print(f"{folder}: no run to continue, so one starts; --resume FILE names another")
     held = [name for name in RUN_FILES if os.path.exists(folder / name)]
-    if held and not args.overwrite:
+    if held and "overwrite" not in given:
         go_on = f"continue it with --resume {shlex.quote(str(last))}, " if last.exists() else ""
         raise UserError(
             f"{folder}: already holds a run ({', '.join(held)}); {go_on}"
@@ -294,42 +293,43 @@ def _run_to_continue(parser: RecipeParser, args: argparse.Namespace) -> Path | N
     return None
 
 
-def _resumed(args: argparse.Namespace, given: Mapping[str, Any], path: Path) -> Saved:
-    """Read a run's checkpoint; take its flags, and refuse given ones that change the recipe."""
+def _resumed(path: Path, defaults: Mapping[str, Any], given: Mapping[str, Any]):
+    """Read a run's checkpoint; keep its flags, and refuse given ones that change the recipe."""
     from utils import checkpoint  # not above: importing PyTorch takes seconds
 
     content = checkpoint.load(path)
-    saved = content.get("config", {})
-    if path.name != "last.pth" or "epochs" not in saved:
+    config = content.get("config", {})
+    if path.name != "last.pth" or "epochs" not in config:
         raise UserError(f"{path}: not the last.pth of a run; give that, or the run's folder")
-    if args.output_dir and os.path.realpath(args.output_dir) != os.path.realpath(path.parent):
+    if os.path.realpath(given.get("output_dir", path.parent)) != os.path.realpath(path.parent):
         raise UserError(f"{path}: a run continues in its own folder; leave --output_dir out")
-    args.output_dir = str(path.parent)
-    _check_script(args, saved, path)
-    if any(name.endswith("_path") for name in given):
-        saved = {**saved, "toy": args.toy}  # draw nothing where other data are named
+    _check_script(defaults, config, path)
+    kept = {name: config[name] for name in defaults if name in config and name != "device"}
+    if _names_data(given):
+        kept["toy"] = False  # draw nothing there
     differing = []
-    for name in sorted(vars(args).keys() - {*PER_CALL}):
-        own = saved.get(name, "none")  # of a flag that is newer than the run
-        may_change = name in MAY_CHANGE or name.endswith("_path")
+    for name, value in sorted(given.items()):
+        own = config.get(name, "none")  # of a flag that is newer than the run
+        may_change = name in (*PER_CALL, *MAY_CHANGE) or name.endswith("_path")
         if name == "epochs":  # may only grow, and not where a cosine schedule ends with the last
-            may_change = args.epochs > own and saved.get("schedule") != "cosine"
-        if name not in given:
-            if name in saved and name not in ("device", "output_dir"):
-                setattr(args, name, own)
-        elif not may_change and given[name] != own:
-            differing.append(f"--{name} {_text(given[name])} (it has {_text(own)})")
+            may_change = value > own and config.get("schedule") != "cosine"
+        if value != own and not may_change:
+            differing.append(f"--{name} {_text(value)} (it has {_text(own)})")
     if differing:
         raise UserError(
             f"{path}: the run cannot continue with another recipe: {', '.join(differing)}; leave "
             "that out (only --epochs may grow), or start a new run with another --output_dir"
         )
-    return Saved(path, content)
+    return Saved(path, content), {**kept, "output_dir": str(path.parent)}
 
 
-def _check_script(args: argparse.Namespace, config: Mapping[str, Any], path: Path) -> None:
+def _names_data(given: Mapping[str, Any]) -> bool:
+    return any(name.endswith("_path") for name in given)
+
+
+def _check_script(flags: Iterable[str], config: Mapping[str, Any], path: Path) -> None:
     for name, value in config.items():
-        if name.endswith("_path") and not hasattr(args, name):
+        if name.endswith("_path") and name not in flags:
             raise UserError(
                 f"{path}: trained on --{name} {value}; use the script with that flag (rafdb.py has "
                 "--raf_path, affectnet.py --aff_path), or name other data to evaluate on"
