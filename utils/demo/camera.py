@@ -17,13 +17,7 @@ from utils.errors import UserError
 
 
 class Camera:
-    """A camera or a stream.
-
-    Args:
-        address: the index of a camera, or the address of a stream.
-
-    Attributes:
-        path: its name in reports.
+    """A camera, given by its index, or a stream, by its address. `path` is its name in reports.
 
     Raises:
         UserError: it cannot be opened.
@@ -35,13 +29,9 @@ class Camera:
             self.capture = cv2.VideoCapture(int(address))
         else:
             self.path = Path("camera")
-            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 10000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 10000]
-            self.capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
+            self.capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG)
         if not self.capture.isOpened():
-            raise UserError(
-                f"--camera {address}: there is no such camera or stream, or another program uses "
-                "it; give the index of a camera, such as 0, or the address of a stream"
-            )
+            raise UserError(f"--camera {address}: no such camera or stream, or it is in use")
         self.stopped = threading.Event()
         self.newest: queue.Queue[tuple[float, np.ndarray] | None] = queue.Queue(maxsize=1)
 
@@ -57,35 +47,34 @@ class Camera:
         handler = signal.signal(signal.SIGINT, lambda number, frame: self.stopped.set())
         reader = threading.Thread(target=self._read)
         reader.start()
-        fps, index, start = plausible_fps(self.capture), 0, 0.0
+        fps, index, start = plausible_fps(self.capture), 0, None
         try:
-            while not self.stopped.is_set() and (received := self.newest.get()) is not None:
+            while (received := self.newest.get()) is not None:
+                if self.stopped.is_set():
+                    return
                 now, image = received
-                start = start if index else now
+                start = start or now
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
                 yield Frame(self.path, image, index, now - start, fps)
                 index += 1
         finally:
-            interrupted = self.stopped.is_set()
             self.stopped.set()
             reader.join()
             signal.signal(signal.SIGINT, handler)
-        if not interrupted and index == 0:
+        if index == 0:
             raise UserError(f"{self.path}: gives no picture; check the camera")
-        if not interrupted:
-            print(f"{self.path}: the camera has gone, or its stream ended", file=sys.stderr)
+        print(f"{self.path}: the camera has gone, or its stream ended", file=sys.stderr)
 
     def _read(self) -> None:
-        """Keep the newest frame until the end, which is a None."""
-        newest = ()
-        while newest is not None:
+        """Keep the newest frame, and None at the camera's end."""
+        received, stopped = True, False
+        while received and not stopped:
             received, image = self.capture.read()
             # Without its main thread the program is ending, and waits for this one.
             stopped = self.stopped.is_set() or not threading.main_thread().is_alive()
-            newest = (time.monotonic(), image) if received and not stopped else None
             with suppress(queue.Empty):
                 self.newest.get_nowait()
-            self.newest.put(newest)
+            self.newest.put((time.monotonic(), image) if received else None)
         self.capture.release()
 
 

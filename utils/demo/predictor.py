@@ -1,15 +1,8 @@
-"""Expressions of the faces in pictures, for programs of your own.
-
-from utils.demo.predictor import Predictor
-
-predictor = Predictor("models/rafdb/best.pth")
-for face in predictor(Image.open("photo.jpg")):
-    print(face.box, face.label, face.probabilities)
-"""
+"""Expressions of the faces in pictures, for programs of your own (see README.md)."""
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +11,12 @@ from PIL import Image, ImageOps
 
 from utils.cli import REPOSITORY, existing_checkpoint
 from utils.data.images import to_rgb, walk_files
-from utils.demo.detect import Box, Face, choose_detector, cut_out, with_margin
+from utils.demo.detect import Box, Detector, Face, choose_detector, cut_out, with_margin
 from utils.errors import UserError
 from utils.labels import title
 
 MODELS = REPOSITORY / "models"
 RELEASED = "affecnet8_epoch5_acc0.6209.pth"
-RELEASED_URL = "https://drive.google.com/file/d/1uHNADViICyJEjJljv747nfvrGu12kjtu/view?usp=sharing"
 
 Picture = np.ndarray | Image.Image
 
@@ -60,6 +52,7 @@ class Predictor:
         margin: what is added to each side of a face's box, as a fraction of its length.
 
     Attributes:
+        path: of the checkpoint.
         class_names: C names.
         detector: finds the faces; its `name` says which one it is.
 
@@ -76,11 +69,11 @@ class Predictor:
         *,
         margin: float = 0.1,
     ):
-        path = existing_checkpoint(checkpoint or default_checkpoint())
+        self.path = existing_checkpoint(checkpoint or default_checkpoint())
         self.detector = None if detector is None else choose_detector(detector, MODELS)
         self.margin = margin
-        network = OnnxNetwork if path.suffix.lower() == ".onnx" else TorchNetwork
-        self.network = network(path, device, dataset)
+        network = OnnxNetwork if self.path.suffix.lower() == ".onnx" else TorchNetwork
+        self.network = network(self.path, device, dataset)
         self.class_names = self.network.class_names
 
     def __call__(
@@ -94,7 +87,7 @@ class Predictor:
         """
         if not isinstance(pictures, list | tuple):
             return self([pictures])[0]
-        return self._predict(pictures, self._find)
+        return self._predict(pictures, self.detector)
 
     def classify(self, faces: Picture | Sequence[Picture]) -> Prediction | list[Prediction]:
         """Classify a picture that is cropped to one face, or each picture in a list.
@@ -104,24 +97,21 @@ class Predictor:
         """
         if not isinstance(faces, list | tuple):
             return self.classify([faces])[0]
-        return [prediction for (prediction,) in self._predict(faces, _whole)]
-
-    def _find(self, image: np.ndarray) -> list[Face]:
-        if self.detector is None:
-            return _whole(image)
-        return [with_margin(face, self.margin, image) for face in self.detector(image)]
+        return [prediction for (prediction,) in self._predict(faces, None)]
 
     def _predict(
-        self, pictures: Sequence[Picture], find: Callable[[np.ndarray], list[Face]]
+        self, pictures: Sequence[Picture], detector: Detector | None
     ) -> list[list[Prediction]]:
-        """Classify the faces that `find` returns, in batches across the pictures."""
-        images = [_as_array(picture) for picture in pictures]
-        faces = [find(image) for image in images]
-        crops = [
-            cut_out(image, face, self.network.image_size)
-            for image, found in zip(images, faces, strict=True)
-            for face in found
-        ]
+        """Classify the faces of each picture, in batches across the pictures."""
+        faces, crops = [], []
+        for picture in pictures:
+            image = _as_array(picture)
+            if detector is None:
+                found = [Face((0, 0, image.shape[1], image.shape[0]))]
+            else:
+                found = [with_margin(face, self.margin, image) for face in detector(image)]
+            faces.append(found)
+            crops += [cut_out(image, face, self.network.image_size) for face in found]
         size = self.network.batch_size
         rows = []
         for i in range(0, len(crops), size):
@@ -169,7 +159,7 @@ class TorchNetwork:
 class OnnxNetwork:
     """A file of utils/export_onnx.py, run by ONNX Runtime on the CPU. Attributes as above.
 
-    It names its classes, whatever `dataset` says.
+    It names its classes itself; `dataset` is not used.
     """
 
     batch_size = 16
@@ -182,9 +172,7 @@ class OnnxNetwork:
             raise UserError(f"{path}: needs ONNX Runtime; pip install onnxruntime") from None
 
         if device not in ("auto", "cpu"):
-            raise UserError(
-                f"--device {device}: .onnx files run on the CPU; use --device cpu, or the .pth file"
-            )
+            raise UserError(f"--device {device}: .onnx files run on the CPU; give the .pth file")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         # Threads that wait in a busy loop keep face detection from the cores.
@@ -197,9 +185,7 @@ class OnnxNetwork:
             raise UserError(f"{path}: not an ONNX file, or damaged; export it again") from None
         about = self.session.get_modelmeta().custom_metadata_map
         if "class_names" not in about:
-            raise UserError(
-                f"{path}: another network; give a file that utils/export_onnx.py has written"
-            )
+            raise UserError(f"{path}: another network; give a file by utils/export_onnx.py")
         self.class_names = tuple(json.loads(about["class_names"]))
         self.image_size = int(about["image_size"])
         self.toy = about["toy"] == "true"
@@ -213,23 +199,17 @@ class OnnxNetwork:
 
 def default_checkpoint() -> Path:
     """Locate the released AffectNet-8 file, else the newest best.pth below models/."""
-    here = Path.cwd()
-    folder = MODELS.relative_to(here) if MODELS.is_relative_to(here) else MODELS
-    released = folder / RELEASED
+    released = MODELS / RELEASED
     if released.is_file():
         return released
-    paths = map(Path, walk_files(folder))
+    paths = map(Path, walk_files(MODELS))
     runs = [path for path in paths if path.name == "best.pth" and path.is_file()]
     if not runs:
         raise UserError(
-            f"{folder}/ has neither {RELEASED} nor a run's best.pth; get the former from "
-            f"{RELEASED_URL}, train with python rafdb.py (--toy without data), or give --checkpoint"
+            f"{MODELS}/ has neither {RELEASED} (models/README.md links it) nor a run's best.pth; "
+            "python rafdb.py --toy makes one"
         )
     return max(runs, key=os.path.getmtime)
-
-
-def _whole(image: np.ndarray) -> list[Face]:
-    return [Face((0, 0, image.shape[1], image.shape[0]))]
 
 
 def _as_array(picture: Picture) -> np.ndarray:
@@ -238,8 +218,5 @@ def _as_array(picture: Picture) -> np.ndarray:
         picture = np.asarray(to_rgb(ImageOps.exif_transpose(picture)))
     dtype, shape = getattr(picture, "dtype", type(picture)), np.shape(picture)
     if dtype != np.uint8 or shape[2:] != (3,) or 0 in shape:
-        raise ValueError(
-            "a picture must be a Pillow image or a uint8 array of the shape (h, w, 3), "
-            f"not {dtype} {shape}"
-        )
+        raise ValueError(f"a picture must be Pillow's or uint8 (h, w, 3), not {dtype} {shape}")
     return np.ascontiguousarray(picture)

@@ -18,7 +18,7 @@ from utils.demo.camera import open_window, show
 from utils.demo.detect import Detector
 from utils.demo.predictor import Prediction
 from utils.demo.track import Tracker
-from utils.demo.video import CODECS, VIDEO_SUFFIXES, Frame, VideoWriter
+from utils.demo.video import VIDEO_SUFFIXES, Frame, VideoWriter
 from utils.errors import UserError, one_line, writing
 from utils.progress import print_above
 
@@ -28,7 +28,7 @@ Result = tuple[Frame, list[Prediction]]
 
 
 class Reporter:
-    """Prints and writes the faces of photos, videos or a camera; close it at the end.
+    """Prints and writes the faces of photos, videos or a camera.
 
     Args:
         files: those to be read, or only the name of a camera.
@@ -41,7 +41,6 @@ class Reporter:
     def __init__(self, files: Sequence[Path], args: Namespace):
         self.args = args
         self.num_files = len(files)
-        self.num_read = self.num_with_faces = self.num_copies = 0
         self.copies = self._name_copies(files) if args.output else {}
         json_file = args.json or os.devnull
         read = set(map(os.path.realpath, files))
@@ -61,68 +60,64 @@ class Reporter:
         short = [Path(_cut(file.absolute().parent.name), f"{_cut(file.stem)}.x") for file in files]
         copies = {}
         for file, name in zip(files, unique_names(short), strict=True):
-            suffix = file.suffix.lower()
             if self.args.camera is not None or has_suffix(file.name, VIDEO_SUFFIXES):
-                suffix = suffix if suffix in CODECS else ".mp4"
+                suffix = ".mp4"
             else:
-                suffix = ".jpg" if suffix in (".jpg", ".jpeg", ".jfif") else ".png"
+                suffix = ".jpg" if file.suffix.lower() in (".jpg", ".jpeg", ".jfif") else ".png"
             copies[file] = Path(self.args.output, f"{name}_emotions{suffix}")
         return copies
 
-    def close(self) -> None:
-        with writing(self.json.name):
-            self.json.close()
-
-    def report(self, results: Iterable[Result], detector: Detector | None) -> None:
-        """Report frames in order, all of one file after those of another.
+    def report(self, results: Iterable[Result], detector: Detector | None) -> bool:
+        """Report frames in order, file by file, and return whether there is any face.
 
         Args:
             detector: that searched them, if any.
 
         Raises:
-            UserError: results cannot be written, or the only file cannot be read.
+            UserError: results cannot be written, or no file can be read.
         """
-        for path, group in groupby(results, key=lambda result: result[0].path):
-            of_file = iter(group)
-            frame, faces = next(of_file)
-            if frame.error is not None:
-                self._write_json({"file": str(path), "error": frame.error})
-                if self.num_files == 1:
-                    raise UserError(frame.error)
-                print(f"skipped: {frame.error}", file=sys.stderr)
-                continue
-            if frame.index is None:
-                found = self._report_photo(frame, faces, detector)
-            else:
-                found = self._report_video(frame, chain([(frame, faces)], of_file))
-            self.num_read += 1
-            self.num_with_faces += found
-            if not found:
-                self._write_json({"file": str(path), "faces": 0})
-            if self.args.show:
-                return  # its window has been closed, but the camera would go on
+        found, num_errors = False, 0
+        with self.json:
+            for path, group in groupby(results, key=lambda result: result[0].path):
+                of_file = iter(group)
+                frame, faces = next(of_file)
+                if frame.error is not None:
+                    num_errors += 1
+                    self._write_json({"file": str(path), "error": frame.error})
+                    if self.num_files == 1:
+                        raise UserError(frame.error)
+                    print(f"skipped: {frame.error}", file=sys.stderr)
+                    continue
+                if frame.index is None:
+                    self._report_photo(frame, faces, detector)
+                    num_faces = len(faces)
+                else:
+                    num_faces = self._report_video(frame, chain([(frame, faces)], of_file))
+                if num_faces == 0:
+                    self._write_json({"file": str(path), "faces": 0})
+                found = found or num_faces > 0
+                if self.args.show:
+                    break  # its window has been closed, but the camera would go on
+        if num_errors == self.num_files:
+            raise UserError(f"--image: none of {self.num_files} files can be read")
+        return found
 
     def _report_photo(
-        self, frame: Frame, faces: list[Prediction], detector: Detector | None
-    ) -> bool:
-        """Report a photo, and return whether it has faces."""
-        self._report_faces(frame, faces)
+        self, photo: Frame, faces: list[Prediction], detector: Detector | None
+    ) -> None:
+        self._report_faces(photo, faces)
         if not faces:
-            searched = f"searched down to {detector.min_face(frame.image)} pixels"
-            _print(f"{frame.path}: no face found ({searched}; if it is all face: --whole_image)")
+            searched = f"searched down to {detector.min_face(photo.image)} pixels"
+            _print(f"{photo.path}: no face found ({searched}; if it is all face: --whole_image)")
         elif self.copies:
-            picture = annotate(frame.image, faces, enlarge=True)
-            save_picture(Image.fromarray(picture), self.copies[frame.path], quality=95)
-            self.num_copies += 1
-        return bool(faces)
+            picture = annotate(photo.image, faces, enlarge=True)
+            save_picture(Image.fromarray(picture), self.copies[photo.path], quality=95)
 
-    def _report_video(self, first: Frame, results: Iterable[Result]) -> bool:
-        """Report the frames of a video or camera, and return whether they have faces."""
+    def _report_video(self, first: Frame, results: Iterable[Result]) -> int:
+        """Report the frames of a video or camera, and return the number of faces."""
         path, copy = first.path, nullcontext()
         if self.copies:
-            size = first.image.shape[1::-1]
-            copy = closing(VideoWriter(self.copies[path], first.fps, size))
-            self.num_copies += 1
+            copy = closing(VideoWriter(self.copies[path], first.fps, first.image.shape[1::-1]))
         tracker, labels, num_frames = Tracker(self.args.smooth), Counter(), 0
         with copy as writer:
             for frame, faces in results:
@@ -131,7 +126,8 @@ class Reporter:
                 labels.update(face.label for face in faces)
                 self._report_faces(frame, faces)
                 if writer or self.args.show:
-                    picture = annotate(frame.image, faces, enlarge=False)  # the JSON's boxes fit it
+                    # Not enlarged, so that the boxes in the JSON file fit the copy.
+                    picture = annotate(frame.image, faces, enlarge=False)
                 if writer:
                     writer.write(picture, frame.seconds)
                 if self.args.show and not show(str(path), picture):
@@ -139,18 +135,21 @@ class Reporter:
         count = labels.total()
         shares = (f"{label} {100 * n / count:.0f} %" for label, n in labels.most_common())
         _print(f"{path}: {num_frames} frames, {count or 'no'} faces  {', '.join(shares)}")
-        return count > 0
+        return count
 
     def _report_faces(self, frame: Frame, faces: list[Prediction]) -> None:
         """Print a line and write a JSON object for each face of a frame."""
-        for i, face in enumerate(faces):
-            record = {"file": str(frame.path)}
-            where, number = frame.path, f" face {i + 1} of {len(faces)}" if len(faces) > 1 else ""
+        where, record = str(frame.path), {"file": str(frame.path)}
+        if frame.index is not None:
+            where += f" frame {frame.index} ({frame.seconds:.2f} s)"
+            record |= {"frame": frame.index, "time": round(frame.seconds, 3)}
+        for i, face in enumerate(faces, start=1):
+            classes = Counter(face.probabilities).most_common(self.args.top)
+            shares = ", ".join(f"{name}  {100 * p:.1f} %" for name, p in classes)
+            number = face.number or i
+            _print(f"{where}: face {number} box {list(face.box)}  emotion label: {shares}")
             if frame.index is not None:
-                time = round(frame.seconds, 3)
-                record |= {"frame": frame.index, "time": time, "face": face.number}
-                where = f"{frame.path} frame {frame.index} ({frame.seconds:.2f} s)"
-                number = f" face {face.number}"
+                record["face"] = number
             record |= {
                 "box": list(face.box),
                 "label": face.label,
@@ -159,12 +158,6 @@ class Reporter:
             }
             if face.score is not None:
                 record["detector_score"] = round(face.score, 4)
-            best, *others = (
-                f"{name}  {100 * p:.1f} %"
-                for name, p in Counter(face.probabilities).most_common(self.args.top)
-            )
-            more = f"  ({', '.join(others)})" if others else ""
-            _print(f"{where}:{number} box {list(face.box)}  emotion label: {best}{more}")
             self._write_json(record)
 
     def _write_json(self, record: dict) -> None:

@@ -13,16 +13,10 @@ from utils.data.images import has_suffix, read_rgb
 from utils.errors import UserError
 from utils.progress import progress
 
-# FFmpeg and OpenCV print remarks on files that fail; each failure becomes a UserError here.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
 VIDEO_SUFFIXES = frozenset(
     ".264 .265 .3g2 .3gp .asf .avi .dav .divx .dv .f4v .flv .h264 .hevc .m2ts .m2v .m4v .mjpeg "
     ".mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogv .qt .rm .rmvb .ts .vob .webm .wmv".split()
 )
-# Containers of annotated copies, each with a codec that OpenCV's wheels can encode.
-CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 MAX_BYTES = 128_000_000  # of the frames held in memory for a batch
 
 
@@ -52,8 +46,6 @@ def read_files(paths: Sequence[Path], *, every: int = 1) -> Iterator[Frame]:
 
 def _read_video(path: Path, every: int) -> Iterator[Frame]:
     capture = cv2.VideoCapture(_opencv_name(path), cv2.CAP_FFMPEG)
-    if not capture.isOpened():
-        raise UserError(f"{path}: not a video that OpenCV can read; convert it or leave it out")
     fps = plausible_fps(capture)
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # may be wrong
     index, seconds = -1, -math.inf
@@ -68,7 +60,7 @@ def _read_video(path: Path, every: int) -> Iterator[Frame]:
                 if decoded:
                     yield Frame(path, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index, seconds, fps)
     if index < 0:
-        raise UserError(f"{path}: no frame of it can be decoded; convert it or leave it out")
+        raise UserError(f"{path}: not a video that OpenCV can read; convert it or leave it out")
 
 
 def plausible_fps(capture: cv2.VideoCapture) -> float:
@@ -91,7 +83,7 @@ def in_batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 
 
 class VideoWriter:
-    """A video without sound, in the container of its suffix; close it at the end.
+    """An MP4 video without sound; close it at the end.
 
     Its frame rate is constant: frames are repeated or left out according to their times, so that
     it lasts as long as its source.
@@ -109,24 +101,22 @@ class VideoWriter:
             fps *= 2
         self.fps = fps
         self.num_written = 0
-        self.start: float | None = None
         self.current: np.ndarray | None = None  # shown until the time of the next one
-        codec = cv2.VideoWriter_fourcc(*CODECS[path.suffix])
+        codec = cv2.VideoWriter_fourcc(*"mp4v")
         self.writer = cv2.VideoWriter(_opencv_name(path), cv2.CAP_FFMPEG, codec, fps, size)
         if not self.writer.isOpened():
             raise UserError(f"{path}: cannot be written; give another folder")
 
     def write(self, image: np.ndarray, seconds: float) -> None:
-        """Show an image, (h, w, 3) uint8 RGB, from a time in seconds on."""
-        self.start = seconds if self.start is None else self.start
-        self._show_until(round((seconds - self.start) * self.fps))
+        """Show an image, (h, w, 3) uint8 RGB, from a time in seconds on; the first is at 0."""
+        self._repeat_until(round(seconds * self.fps))
         self.current = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
 
     def close(self) -> None:
-        self._show_until(self.num_written + 1)
+        self._repeat_until(self.num_written + 1)
         self.writer.release()
 
-    def _show_until(self, num_frames: int) -> None:
+    def _repeat_until(self, num_frames: int) -> None:
         while self.current is not None and self.num_written < num_frames:
             self.writer.write(self.current)
             self.num_written += 1
