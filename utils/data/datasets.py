@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # imports PyTorch, which takes seconds
 
 RAFDB_URL = "http://www.whdeng.cn/raf/model1.html"
 AFFECTNET_URL = "http://mohammadmahoor.com/affectnet/"
-NO_FOLDER = "check {}, get the data from {}, or try --toy, which needs none"
 TOY_MARKER = "toy.json"  # in the folder of a toy set: what it was drawn from
 BAD_IMAGES = "bad_images.csv"  # images to leave out, as written by utils/check_data.py
 UNFINISHED = ".conversion_unfinished"  # beside class folders until their conversion has ended
@@ -33,8 +32,7 @@ UNFINISHED = ".conversion_unfinished"  # beside class folders until their conver
 
 @dataclass(frozen=True)
 class Split:
-    """Files and labels as two arrays: 300,000 images take a few MB, which worker processes share.
-    (A list of paths would be copied into each of them, as reference counts are written to it.)"""
+    """Files and labels as two arrays: 300,000 images take a few MB."""
 
     root: Path
     names: np.ndarray  # (N,) bytes, file names relative to root
@@ -62,12 +60,10 @@ class FaceData:
     class_names: tuple[str, ...]  # labels index it; made of any sequence of names
     train: Split
     val: Split  # chooses the best epoch; the test images where a data set has no others
-    root: Path | None = None  # the folder of the whole data set
     test: Split | None = None  # to report on, choosing nothing; None if `val` are the test images
-    toy: bool = False
-    published: Mapping[str, Sequence[int]] | None = None  # images per class of each split
-    note: str = ""  # a line for the summary
+    root: Path | None = None  # the folder of the whole data set
     whole: str = ""  # fingerprint before a validation part was set aside
+    note: str = ""  # a line for the summary
     left_out: int = 0  # images that BAD_IMAGES names
     others: str = ""  # what lies there besides images, such as "3 .heic files"
     problems: Sequence[str] = ()  # to be corrected before training; nothing is checked then
@@ -100,6 +96,11 @@ class FaceData:
         return self.val if self.test is None else self.test
 
     @property
+    def toy(self) -> bool:
+        """Whether its faces are drawn."""
+        return self.root is not None and (self.root / TOY_MARKER).exists()
+
+    @property
     def title(self) -> str:
         return labels.title(self.name, toy=self.toy)
 
@@ -109,20 +110,16 @@ class FaceData:
         return f"{crc32(b''.join(array.tobytes() for array in arrays)):08x}"
 
     def summary(self) -> str:
-        """A table of images per class of each split, whether these are as published, and notes."""
+        """A table of images per class of each split, and what else is to be known."""
         counts = {name: split.counts(self.num_class) for name, split in self.splits.items()}
         table = pd.DataFrame(counts, index=self.class_names).rename_axis(self.title, axis=1)
         table.loc["total"] = table.sum()
-        lines = [table.to_string()]
-        if not self.toy and self.published is not None:
-            same = all(map(np.array_equal, counts.values(), self.published.values()))
-            verdict = "are" if same else "differ from"
-            lines.append(f"These {verdict} the published counts of {self.name}.")
+        lines = [table.to_string(), self.note]
         if self.left_out:
             lines.append(f"{plural(self.left_out, 'image')} left out, listed in {BAD_IMAGES}")
         if self.others:
             lines.append(f"not images, and left out: {self.others}")
-        return "\n".join([*lines, self.note]).strip()
+        return "\n".join(line for line in lines if line)
 
     def with_validation(self, share: float, seed: int) -> "FaceData":
         """Set a share of the training images of each class aside for choosing the best epoch; the
@@ -146,8 +143,7 @@ class FaceData:
             replace(self.train, names=self.train.names[part], labels=self.train.labels[part])
             for part in (~chosen, chosen)
         )
-        whole = self.fingerprint()
-        return replace(self, train=train, val=val, test=self.val, published=None, whole=whole)
+        return replace(self, train=train, val=val, test=self.val, whole=self.fingerprint())
 
 
 # ---- what the readers share ----------------------------------------------------------------------
@@ -173,76 +169,71 @@ def find_class_folders(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    if not os.path.isdir(folder):
+    if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if not is_rubbish(p.name) and p.is_dir())
 
 
-# Images as (name, label), and the folder that the names are relative to, of each split.
-Listing = dict[str, tuple[Path, list[tuple[str, int]]]]
-
-
-def _list_class_folders(splits: Sequence[Path], keys: Sequence[str]) -> tuple[Listing, str]:
-    """List the images in the class folders `keys`, which labels index; describe the other files."""
-    listing, others = {}, []
-    for folder in splits:
-        images = []
-        for label, key in enumerate(keys):
-            for path in walk_files(folder / key):
-                if has_suffix(path, IMAGE_SUFFIXES):
-                    images.append((path.removeprefix(f"{folder}{os.sep}"), label))
-                else:
-                    others.append(path)
-        listing[folder.name] = folder, images
-    return listing, describe_others(others)
-
-
-def _face_data(
-    root: Path,
-    listing: Listing,
-    codes: Sequence[str],
-    strict: bool,
-    problems: Sequence[str] = (),
-    **about,
+def _read_class_folders(
+    root: Path, folders: Sequence[Path], codes: Sequence[str], name: str, classes: Sequence[str]
 ) -> FaceData:
-    """Make a data set of the listed images, without those in BAD_IMAGES.
+    """Read the class folders `codes`, which labels index, of each split."""
+    splits, others, problems = [], [], []
+    for folder in folders:
+        images = []
+        for label, code in enumerate(codes):
+            files = list(walk_files(folder / code))
+            found = [path for path in files if has_suffix(path, IMAGE_SUFFIXES)]
+            images += [(path.removeprefix(f"{folder}{os.sep}"), label) for path in found]
+            others += [path for path in files if not has_suffix(path, IMAGE_SUFFIXES)]
+            if not found:
+                problems.append(f"{folder.name}/{code}: no images")
+        splits.append(_make_split(folder, images))
+    about = {"root": root, "others": describe_others(others), "problems": problems}
+    return FaceData(name, tuple(classes), *splits, **about)
 
-    Args:
-        codes: what the files call the classes.
-        strict: raise the problems.
-        about: further fields of FaceData.
-    """
-    excluded, left_out, splits, problems = _bad_images(root), 0, [], [*problems]
-    for where, (folder, images) in listing.items():
-        prefix = os.path.relpath(folder, root)
-        kept = [image for image in images if f"{prefix}/{image[0]}" not in excluded]
-        left_out += len(images) - len(kept)
-        names = np.array([os.fsencode(image) for image, _ in kept], dtype="S")
-        splits.append(Split(folder, names, np.array([label for _, label in kept], np.int64)))
-        counts = splits[-1].counts(len(codes))
-        empty = [code for code, count in zip(codes, counts, strict=True) if count == 0]
-        if empty:
-            problems.append(f"{where}: no images of class {', '.join(empty)}")
-    if problems and strict:
+
+def _make_split(folder: Path, images: Sequence[tuple[str, int]]) -> Split:
+    """Make a split of paths in a folder and labels."""
+    names = np.array([os.fsencode(path) for path, _ in images], dtype="S")
+    return Split(folder, names, np.array([label for _, label in images], np.int64))
+
+
+def _checked(
+    data: FaceData, strict: bool, published: Mapping[str, Sequence[int]] | None = None
+) -> FaceData:
+    """Raise the problems if strict, leave the images in BAD_IMAGES out, and note whether the
+    numbers of images per class are the published ones."""
+    root, problems = data.root, data.problems
+    if strict and problems:
         raise UserError(
             f"{root}: {plural(len(problems), 'problem')}: {'; '.join(problems[:5])}; correct that "
             f"(python utils/check_data.py {shlex.quote(str(root))} lists all problems)"
         )
-    about.update(zip(("train", "val", "test"), splits, strict=False))
-    toy = os.path.exists(root / TOY_MARKER)
-    return FaceData(root=root, toy=toy, left_out=left_out, problems=problems, **about)
+    if (root / BAD_IMAGES).exists():
+        data = _without_bad_images(data)
+    if published is not None and not data.toy:
+        counts = [split.counts(data.num_class) for split in data.splits.values()]
+        same = all(map(np.array_equal, counts, published.values()))
+        note = f"It {'has' if same else 'does not have'} the published numbers of images per class."
+        data = replace(data, note=f"{note} {data.note}".strip())
+    return data
 
 
-def _bad_images(root: Path) -> set[str]:
-    """Images that BAD_IMAGES says to leave out, relative to the data set."""
-    path = root / BAD_IMAGES
-    if not path.exists():
-        return set()
+def _without_bad_images(data: FaceData) -> FaceData:
+    path = data.root / BAD_IMAGES
     options = {"dtype": str, "keep_default_na": False, "encoding_errors": "surrogateescape"}
     try:
-        return set(pd.read_csv(path, usecols=["path"], **options)["path"])
+        table = pd.read_csv(path, usecols=["path"], **options)
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it") from None
+    bad, splits, left_out = {data.root / name for name in table["path"]}, {}, 0
+    for name, split in data.splits.items():
+        good = np.array([split.path(i) not in bad for i in range(len(split))], bool)
+        names = np.array(split.names[good].tolist(), dtype="S")  # only as wide as they need
+        splits[name] = Split(split.root, names, split.labels[good])
+        left_out += len(split) - len(names)
+    return replace(data, **splits, left_out=left_out)
 
 
 # ---- RAF-DB --------------------------------------------------------------------------------------
@@ -265,44 +256,41 @@ def read_rafdb(root: str | os.PathLike, *, strict: bool = True) -> FaceData:
             class.
     """
     root = Path(root)
-    if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder; {NO_FOLDER.format('--raf_path', RAFDB_URL)}")
-    about = {"name": "RAF-DB", "class_names": labels.RAFDB, "published": labels.RAFDB_COUNTS}
-    splits, keys = find_class_folders(root)
-    if splits and not (root / RAFDB_LABELS).exists():
-        if not {*keys} <= {*RAFDB_CODES}:
-            raise UserError(
-                f"{root}: has the class folders {', '.join(keys)}, not RAF-DB's 1 ... 7; train on "
-                "other data sets with affectnet.py --aff_path"
-            )
-        listing, about["others"] = _list_class_folders(splits, RAFDB_CODES)
-        return _face_data(root, listing, RAFDB_CODES, strict, **about)
-    for path in (root / RAFDB_LABELS, root / RAFDB_IMAGES):
-        if not path.exists():
-            raise UserError(
-                f"{path}: missing; {root} should hold {RAFDB_LABELS} and {RAFDB_IMAGES}/ as "
-                "RAF-DB's basic set does, or train/1 ... 7 and test/1 ... 7"
-            )
-    listing, problems = _list_rafdb(root)
-    return _face_data(root, listing, RAFDB_CODES, strict, problems, **about)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; get RAF-DB from {RAFDB_URL}, or try --toy")
+    folders, keys = find_class_folders(root)
+    if folders and {*keys} <= {*RAFDB_CODES} and not (root / RAFDB_LABELS).exists():
+        data = _read_class_folders(root, folders, RAFDB_CODES, "RAF-DB", labels.RAFDB)
+    else:
+        data = _read_label_file(root)
+    return _checked(data, strict, labels.RAFDB_COUNTS)
 
 
-def _list_rafdb(root: Path) -> tuple[Listing, list[str]]:
-    """Read the label file; also return what is wrong with its lines."""
-    images, problems = {"train": {}, "test": {}}, []
+def _read_label_file(root: Path) -> FaceData:
+    """Read RAF-DB as it is distributed."""
+    if not ((root / RAFDB_LABELS).exists() and (root / RAFDB_IMAGES).is_dir()):
+        raise UserError(
+            f"{root}: should hold {RAFDB_LABELS} and {RAFDB_IMAGES}/, or train/1 ... 7 and "
+            "test/1 ... 7; affectnet.py --aff_path reads other data sets"
+        )
+    images, problems = {"train": [], "test": []}, []
     text = (root / RAFDB_LABELS).read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
         match = _RAFDB_LINE.fullmatch(line.strip())
-        if match and (name := f"{match[1]}_aligned.jpg") not in images[match[2]]:
-            images[match[2]][name] = int(match[3]) - 1
-        else:
+        if match:
+            images[match[2]].append((f"{match[1]}_aligned.jpg", int(match[3]) - 1))
+        elif line.strip():
             problems.append(
                 f"{RAFDB_LABELS}:{number}: {line[:60]!r} is not 'train_NNNNN.jpg LABEL' or "
-                "'test_NNNN.jpg LABEL' with a label from 1 to 7, or names an image again"
+                "'test_NNNN.jpg LABEL' with a label from 1 to 7"
             )
-    return {split: (root / RAFDB_IMAGES, [*images[split].items()]) for split in images}, problems
+    train, test = (_make_split(root / RAFDB_IMAGES, listed) for listed in images.values())
+    for name, split in (("train", train), ("test", test)):
+        missing = np.flatnonzero(split.counts(7) == 0) + 1
+        if len(missing):
+            codes = ", ".join(map(str, missing))
+            problems.append(f"{RAFDB_LABELS}: no {name} images of class {codes}")
+    return FaceData("RAF-DB", labels.RAFDB, train, test, root=root, problems=problems)
 
 
 # ---- AffectNet, and data sets of any other classes -----------------------------------------------
@@ -326,52 +314,47 @@ def read_affectnet(
             of the splits, or folders whose names do not say which classes they are.
     """
     root = Path(root)
-    if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder; {NO_FOLDER.format('--aff_path', AFFECTNET_URL)}")
-    convert = f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; get AffectNet from {AFFECTNET_URL}, or try --toy")
     if (root / UNFINISHED).exists():
-        command = (root / UNFINISHED).read_text().strip() or convert
+        command = (root / UNFINISHED).read_text()
         raise UserError(f"{root}: its conversion was interrupted; continue it with {command}")
-    splits, keys = find_class_folders(root)
-    if not splits:
-        for name in RAW_AFFECTNET:
-            if (root / name).exists():
-                raise UserError(f"{root}: holds {name} but no class folders; make them: {convert}")
+    folders, keys = find_class_folders(root)
+    raw = [name for name in RAW_AFFECTNET if (root / name).exists()]
+    if raw and not folders:
         raise UserError(
-            f"{root}: has no train/ and val/ (or valid/, validation/, test/) with one folder of "
-            "images per class"
+            f"{root}: holds {raw[0]} but no class folders; make them with "
+            f"python utils/convert_affectnet.py --aff_path {shlex.quote(str(root))}"
         )
     if len(keys) < 2:
-        raise UserError(f"{root}: has {plural(len(keys), 'class folder')}; at least 2 are needed")
-    if all(key.isdecimal() for key in keys):
-        return _read_numbered_folders(root, splits, keys, num_class, strict)
-    if num_class not in (None, len(keys)):
         raise UserError(
-            f"{root}: has {len(keys)} class folders of its own, but --num_class {num_class} was "
-            "given; leave it out, or give another --aff_path"
+            f"{root}: has no train/ and val/ (or valid/, validation/, test/) with one folder of "
+            "images per class; at least 2 are needed"
         )
-    listing, others = _list_class_folders(splits, keys)
-    about = {"name": root.resolve().name, "class_names": keys, "others": others}
-    return _face_data(root, listing, keys, strict, **about)
+    if all(key.isdecimal() for key in keys):
+        data = _read_numbered_folders(root, folders, keys, num_class)
+        published = {n: c[: data.num_class] for n, c in labels.AFFECTNET_COUNTS.items()}
+        return _checked(data, strict, published)
+    if num_class not in (None, len(keys)):
+        own = f"has {len(keys)} class folders of its own"
+        raise UserError(f"{root}: {own}, but --num_class {num_class} was given; leave it out")
+    return _checked(_read_class_folders(root, folders, keys, root.resolve().name, keys), strict)
 
 
 def _read_numbered_folders(
-    root: Path, splits: Sequence[Path], keys: Sequence[str], num_class: int | None, strict: bool
+    root: Path, folders: Sequence[Path], keys: Sequence[str], num_class: int | None
 ) -> FaceData:
     """Read AffectNet's class folders, unless they are known to be those of another data set."""
     class_names = labels.AFFECTNET[:num_class]
     codes = [str(code) for code in range(len(class_names))]
     mapping = ", ".join(f"{code} {name}" for code, name in enumerate(class_names))
-    listing, others = _list_class_folders(splits, codes)
-    images = listing[splits[0].name][1]
-    train_labels = [label for _, label in images]
-    some_name = images[0][0] if images else ""
+    data = _read_class_folders(root, folders, codes, "AffectNet", class_names)
     wrong = ""
-    if re.search(r"(train|test)_\d+_aligned\.\w+$", some_name):
+    if len(data.train) and re.search(r"(train|test)_\d+_aligned\.", data.train.path(0).name):
         wrong = "these are RAF-DB's images; train on folders 1 ... 7 with rafdb.py --raf_path"
     elif not {"0"} <= {*keys} <= {*"01234567"}:
         wrong = f"the folders {', '.join(keys)} are not AffectNet's ({mapping})"
-    elif tuple(map(train_labels.count, range(7))) == labels.FER2013_COUNTS["train"]:
+    elif tuple(data.train.counts(7)) == labels.FER2013_COUNTS["train"]:
         wrong = f"these are FER2013's folders, not AffectNet's ({mapping})"
     elif num_class is None and "7" not in keys:
         wrong = "has no folder 7 (contempt); if this is AffectNet, give --num_class 7"
@@ -380,10 +363,7 @@ def _read_numbered_folders(
             f"{root}: {wrong}; rename the folders of another data set to class names, such as "
             f"train/{keys[0]} to train/happy"
         )
-    published = {name: n[: len(codes)] for name, n in labels.AFFECTNET_COUNTS.items()}
-    about = {"name": "AffectNet", "class_names": class_names, "published": published}
-    note = f"The folders are taken for AffectNet's: {mapping}."
-    return _face_data(root, listing, codes, strict, others=others, note=note, **about)
+    return replace(data, note=f"The folders are taken for AffectNet's: {mapping}.")
 
 
 def affectnet_run_name(root: str | os.PathLike, num_class: int | None) -> str:
@@ -425,14 +405,10 @@ def data_of(trained: "TrainedDAN") -> FaceData | None:
         return None
     root, source = locate(trained.config[flag]), SOURCES[flag]
     if not os.path.isdir(root):
-        remedy = "put the data there, or a link to them,"
+        remedy = "put the data there or name --images"
         if trained.toy:
-            command = f"python {source.script} --evaluate --checkpoint"
-            remedy = f"draw them with {command} {shlex.quote(str(trained.path))}"
-        raise UserError(
-            f"{root}: no such folder, but {trained.path} was trained on the data there; "
-            f"{remedy} or name --images"
-        )
+            remedy = f"python {source.script} --evaluate --checkpoint {trained.path} draws them"
+        raise UserError(f"{root}: no such folder, on which {trained.path} was trained; {remedy}")
     data = source.read({**trained.config, flag: root})
     if data.class_names != trained.class_names:
         raise UserError(

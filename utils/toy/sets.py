@@ -27,20 +27,13 @@ FACES_PER_PERSON = 4
 
 @dataclass(frozen=True)
 class ToySet:
-    """The parameters of a toy set, on which alone its files depend.
+    """The parameters of a toy set, on which alone its files depend."""
 
-    Args:
-        layout: rafdb or affectnet.
-        seed: not negative.
-        train, test: number of training and of test (AffectNet: validation) faces.
-        num_class: 7 in RAF-DB's layout, 8 in AffectNet's.
-    """
-
-    layout: str
-    seed: int
-    train: int
-    test: int
-    num_class: int
+    layout: str  # rafdb or affectnet
+    seed: int  # not negative
+    train: int  # faces of the training split
+    test: int  # faces of the test split, which AffectNet calls validation
+    num_class: int  # 7 in RAF-DB's layout, 8 in AffectNet's
     renderer: int = RENDERER
 
     @cached_property
