@@ -11,7 +11,7 @@ MANUAL_COLUMNS = ["subDirectory_filePath", *BOX, "facial_landmarks", "expression
 GOOD = ("a/1.jpg", 10, 10, 50, 50, 0)  # a row of the older release that becomes a face
 
 
-def write_image(path, shade, size=(16, 12)):
+def write_image(path, shade=0, size=(16, 12)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (shade, 100, 50)).save(path)
 
@@ -33,12 +33,8 @@ def write_manual_release(root, train, val):
     for name, rows in (("training.csv", train), ("validation.csv", val)):
         write_csv(root / name, MANUAL_COLUMNS, [[*r[:5], "1.5;2.5;3.5", r[5], 0.1] for r in rows])
         for path in filter(None, (row[0] for row in rows)):
-            write_image(root / "Manually_Annotated_Images" / path, 200, size=(100, 80))
+            write_image(root / "Manually_Annotated_Images" / path, size=(100, 80))
     return root
-
-
-def write_list(root, rows):
-    write_csv(root / "affectnet.csv", ["phase", "img_path", "label"], rows)
 
 
 def write_csv(path, columns, rows):

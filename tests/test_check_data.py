@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.conftest import REPOSITORY
 from tests.releases import write_npy_release
 from utils import check_data
 from utils.convert_affectnet import convert
-from utils.data.datasets import read_affectnet, read_rafdb
+from utils.data.datasets import read_rafdb
 from utils.data.duplicates import detail, find_matches, same_photo, thumbnail
 from utils.errors import UserError
 from utils.labels import RAFDB
@@ -27,22 +28,22 @@ def raf(tmp_path, toy_raf):
     return tmp_path / "raf"
 
 
-def write_folders(root: Path, classes: str, count: int = 2) -> Path:
-    for split in ("train", "val"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                noise = np.random.default_rng([*f"{split}{name}{index}".encode()])
-                pixels = noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+def write_folders(root: Path, classes: str, held_out: str = "val") -> Path:
+    """Two splits with folders of these classes, which hold two different images each."""
+    random = np.random.default_rng(0)
+    for folder in (root / split / name for split in ("train", held_out) for name in classes):
+        folder.mkdir(parents=True)
+        for index in range(2):
+            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
     return root
 
 
 def check(capsys, root: Path, *flags: str) -> tuple[int, list[str], str]:
-    """Exit code, the lines below the root's path, and the summary."""
-    code = check_data.main([str(root), *flags])
+    """Exit code, the lines without the root's path, and the summary."""
+    capsys.readouterr()
+    code = check_data.main([str(root), "--workers", "1", *flags])
     *lines, summary = capsys.readouterr().out.splitlines()
-    assert all(line.startswith(f"{root}/") for line in lines)
     return code, [line.removeprefix(f"{root}/") for line in lines], summary
 
 
@@ -83,58 +84,57 @@ def test_class_folders(capsys, tmp_path):
     (root / "train/a/0.png").write_bytes(b"")
     for path in (root / "val/b").iterdir():
         path.unlink()
-    for name in ("1.heic", "2.heic", "notes.txt", ".DS_Store"):
-        (root / "train/a" / name).write_text("x")
-    assert check_data.main([str(root), "--workers", "1"]) == 1
-    problem, image, others, summary = capsys.readouterr().out.splitlines()
-    assert problem == f"{root}/val: no images of class b"
-    assert image.startswith(f"{root}/train/a/0.png: not an image")
-    assert others.startswith(f"{root}: not images: 2 .heic files") and "1 .txt file" in others
+    code, (problem, image), summary = check(capsys, root)
+    assert code == 1 and problem == "val: no images of class b"
+    assert image.startswith("train/a/0.png: not an image")
     assert summary == f"{root}: mine, 3 classes, 10 images, 1 bad file, 1 bad label, 0 duplicates"
 
 
-def test_excluded_images_are_left_out_by_training(raf):
+def test_files_that_are_not_images_are_counted_by_kind(capsys, tmp_path):
+    root = write_folders(tmp_path / "mine", "ab")
+    for name in ("1.heic", "2.heic", "notes.txt", ".DS_Store"):
+        (root / "train/a" / name).touch()
+    code, (line,), summary = check(capsys, root)
+    assert code == 1 and line.startswith(f"{root}: not images: 2 .heic files")
+    assert "1 .txt file" in line and "8 images, 0 bad files" in summary
+
+
+def test_excluded_images_are_left_out_by_training(capsys, raf):
     """And only they: checked again, the list is made anew."""
-    (raf / "toy.json").unlink()
     for name in ("train_00005", "train_00033", "test_0004"):
         (raf / f"Image/aligned/{name}_aligned.jpg").write_bytes(b"\xff\xd8broken")
     (raf / "Image/aligned/train_00006_aligned.jpg").unlink()
     for _ in range(2):
-        assert check_data.main([str(raf), "--workers", "1", "--exclude"]) == 1
+        assert check(capsys, raf, "--exclude")[0] == 1
     data = read_rafdb(raf)
     assert (len(data.train), len(data.val)) == (46, 20)
     assert "4 images left out, listed in bad_images.csv" in data.summary()
-    folders = write_folders(raf.parent / "folders", "ab")
-    (folders / "val/b/0.png").write_bytes(b"")
-    assert check_data.main([str(folders), "--workers", "1", "--exclude"]) == 1
-    assert len(read_affectnet(folders).val) == 3
 
 
 @pytest.mark.parametrize(
-    ("classes", "count", "lines"),
+    ("classes", "held_out", "name", "missing"),
     [
-        ("01234567", 8, []),
-        ("0123456", 7, []),
-        ("0123567", 8, ["train: no images of class 4", "val: no images of class 4"]),
+        ("01234567", "val", "AffectNet, 8 classes, 32 images", None),
+        ("0123456", "val", "AffectNet, 7 classes, 28 images", None),
+        ("0123567", "val", "AffectNet, 8 classes, 28 images", 4),
+        ("1234567", "test", "RAF-DB, 7 classes, 28 images", None),
     ],
 )
-def test_affectnet_with_and_without_contempt(capsys, tmp_path, classes, count, lines):
-    root = write_folders(tmp_path, classes)
-    code, found, summary = check(capsys, root, "--workers", "1")
-    assert (code, found) == (int(bool(lines)), lines)
-    assert f"AffectNet, {count} classes, {4 * len(classes)} " in summary
+def test_numbered_folders(capsys, tmp_path, classes, held_out, name, missing):
+    code, lines, summary = check(capsys, write_folders(tmp_path, classes, held_out))
+    expected = [f"{split}: no images of class {missing}" for split in ("train", held_out)]
+    assert lines == (expected if missing else []) and code == bool(missing)
+    assert name in summary
 
 
 def test_a_release_is_to_be_converted_first_and_can_be_checked_then(capsys, tmp_path):
-    codes = [*range(8), 8]
-    write_npy_release(tmp_path, train=codes, val=codes)
+    write_npy_release(tmp_path, train=range(8), val=range(8))
     with pytest.raises(UserError, match=r"train_set but no class folders.*convert_affectnet\.py"):
         check_data.main([str(tmp_path)])
     image = tmp_path / "train_set/images/3.jpg"
-    content = bytearray(image.read_bytes())
+    content = image.read_bytes()
     image.write_bytes(content[:200] + content[-2:])  # both ends are there: linked undecoded
     convert(tmp_path)
-    capsys.readouterr()
     code, lines, summary = check(capsys, tmp_path)
     assert code == 1 and lines[0].startswith("train/3/3.jpg: ")
     # Both splits hold the same flat images.
@@ -142,30 +142,38 @@ def test_a_release_is_to_be_converted_first_and_can_be_checked_then(capsys, tmp_
 
 
 def test_names_that_break_lines_and_terminals(capsys, tmp_path):
-    root = write_folders(tmp_path, "ab")
+    root = write_folders(tmp_path / "mine", "ab")
     for name in (b"\xe9.png", b"a\nb.png", "\u0131.png".encode()):
         with open(os.fsencode(root / "train/a") + b"/" + name, "wb"):
             pass
-    code, lines, summary = check(capsys, root, "--workers", "1")
+    code, lines, summary = check(capsys, root)
     assert code == 1 and len(lines) == 3 and "3 bad files" in summary
     assert any(line.startswith(r"train/a/a\nb.png: ") for line in lines)
 
 
 def test_script(raf):
-    """Its exit codes, also where the output knows no Unicode."""
-    script = [sys.executable, "utils/check_data.py"]
-    run = {"cwd": REPOSITORY, "capture_output": True, "text": True}
-    assert subprocess.run([*script, raf], **run).returncode == 0
+    """Also where the output knows no Unicode."""
     for path in (raf / "Image/aligned").iterdir():
         path.write_bytes(b"\xff\xd8\xff")
-    bad = subprocess.run([*script, raf], **run, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert bad.returncode == 1 and bad.stdout.count("\n") == 71
+    script = [sys.executable, "utils/check_data.py", raf]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(script, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stdout.count("\n") == 71
+
+
+# ---- duplicates ----------------------------------------------------------------------------------
 
 
 def crop(image: Image.Image) -> Image.Image:
     width, height = image.size
     box = (0.03 * width, 0.06 * height, 0.93 * width, 0.96 * height)
     return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+
+
+def recompress(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=50)
+    return Image.open(file)
 
 
 @pytest.fixture(scope="module")
@@ -177,22 +185,17 @@ def faces(toy_raf, photo):
     return [*toys, *(picture.crop((x, y, x + 170, y + 200)) for x, y in corners)]
 
 
-@pytest.mark.parametrize("transform", ["flip", "jpeg", "crop", "half", "double", "all"])
+@pytest.mark.parametrize("transform", ["flip", "jpeg", "crop", "half", "double", "flip and crop"])
 def test_copies_are_found_and_nothing_else(faces, transform):
-    def change(image: Image.Image) -> Image.Image:
-        if transform in ("flip", "all"):
-            image = ImageOps.mirror(image)
-        if transform in ("crop", "all"):
-            image = crop(image)
-        if transform in ("half", "double"):
-            image = ImageOps.scale(image, 0.5 if transform == "half" else 2)
-        if transform == "jpeg":
-            file = io.BytesIO()
-            image.save(file, "JPEG", quality=50)
-            image = Image.open(file)
-        return image
-
-    images = [np.asarray(image) for image in (*faces, *map(change, faces[::4]))]
+    change = {
+        "flip": ImageOps.mirror,
+        "jpeg": recompress,
+        "crop": crop,
+        "half": partial(ImageOps.scale, factor=0.5),
+        "double": partial(ImageOps.scale, factor=2),
+        "flip and crop": lambda image: crop(ImageOps.mirror(image)),
+    }
+    images = [np.asarray(image) for image in (*faces, *map(change[transform], faces[::4]))]
     matches = find_matches(np.stack([thumbnail(image) for image in images]))
     shown, other = ([detail(images[match[side]]) for match in matches] for side in (0, 1))
     found = {
@@ -200,12 +203,13 @@ def test_copies_are_found_and_nothing_else(faces, transform):
         for match, same in zip(matches, same_photo(shown, other, matches), strict=True)
         if same
     }
-    flipped = transform in ("flip", "all")
+    flipped = transform.startswith("flip")
     assert found == {(4 * i, len(faces) + i): flipped for i in range(len(faces[::4]))}
 
 
-def test_duplicates_are_listed_with_both_places_and_labels(capsys, raf):
+def test_duplicates_are_listed_with_both_places_and_labels(capsys, raf, monkeypatch):
     """And --exclude leaves out the training image, or the second of a split."""
+    monkeypatch.setattr(check_data, "BLOCK", 2)
     faces, text = raf / "Image/aligned", (raf / "EmoLabel/list_patition_label.txt").read_text()
     label = {name: RAFDB[int(code) - 1] for name, code in map(str.split, text.splitlines())}
     sources = {"train_00030": "test_0003", "train_00031": "train_00005", "test_0009": "test_0004"}
@@ -214,27 +218,27 @@ def test_duplicates_are_listed_with_both_places_and_labels(capsys, raf):
         if copy == "train_00030":
             image = ImageOps.mirror(crop(image))
         image.save(faces / f"{copy}_aligned.jpg", quality=60)
-    code, lines, summary = check(capsys, raf, "--workers", "1")
+    code, lines, summary = check(capsys, raf)
     assert code == 1 and summary.endswith(", 3 duplicates (1 between splits)")
     for line, (copy, source) in zip(lines, sources.items(), strict=True):
         assert line.startswith(f"Image/aligned/{copy}_aligned.jpg: ")
         names = f"{label[f'{copy}.jpg']}, there {label[f'{source}.jpg']}"
         assert line.endswith(f"Image/aligned/{source}_aligned.jpg ({names})")
         assert ("mirror" in line) == (copy == "train_00030")
-    assert check_data.main([str(raf), "--workers", "1", "--exclude"]) == 1
+    assert check(capsys, raf, "--exclude")[0] == 1
     data = read_rafdb(raf)
     assert (len(data.train), len(data.val)) == (47, 20)
-    assert check_data.main([str(raf), "--workers", "1"]) == 0
+    assert check(capsys, raf)[0] == 0
 
 
 def test_identical_and_flat_images(capsys, tmp_path):
     """Copies of one file are paired with the first; flat images only with those of their shade."""
-    root = write_folders(tmp_path, "ab")
+    root = write_folders(tmp_path / "mine", "ab")
     for name in ("train/b/2.png", "train/b/3.png", "val/a/2.png"):
         shutil.copy(root / "train/a/1.png", root / name)
     for shade, name in ((0, "train/a/4.png"), (90, "train/b/4.png"), (90, "val/b/4.png")):
         Image.new("L", (40, 40), shade).save(root / name)
-    code, lines, _ = check(capsys, root, "--workers", "1")
+    code, lines, _ = check(capsys, root)
     named = {line.partition(": ")[0] for line in lines}
     assert code == 1
     assert named == {"train/a/1.png", "train/b/2.png", "train/b/3.png", "train/b/4.png"}

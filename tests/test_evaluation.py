@@ -20,27 +20,28 @@ from utils.labels import AFFECTNET, RAFDB
 from utils.toy.sets import write_rafdb
 from utils.training.metrics import classification_metrics
 
-HOST = ["--workers", "0", "--device", "cpu"]
+FLAGS = ["--workers", "0", "--device", "cpu", "--evaluate", "--checkpoint"]
 
 
 def evaluate(toy_raf, path, *more):
-    rafdb.main(["--raf_path", str(toy_raf), "--evaluate", "--checkpoint", str(path), *HOST, *more])
+    rafdb.main([*FLAGS, str(path), "--raf_path", str(toy_raf), *more])
 
 
-def read_csv(path):
-    with open(path) as file:
-        return list(csv.DictReader(file))
+def read_results(folder):
+    """metrics.json and the rows of predictions.csv."""
+    with open(folder / "predictions.csv") as file:
+        return json.loads((folder / "metrics.json").read_text()), list(csv.DictReader(file))
 
 
 def test_files_and_table(toy_raf, small_run, tmp_path, quick, capsys):
     """The accuracy is the one that training logged for that epoch."""
     path = shutil.copy(small_run / "best.pth", tmp_path)
     evaluate(toy_raf, path, "--tsne")
+    printed = capsys.readouterr().out
     (folder,) = (entry for entry in tmp_path.iterdir() if entry.is_dir())
-    metrics, content = json.loads((folder / "metrics.json").read_text()), checkpoint.load(path)
+    (metrics, rows), content = read_results(folder), checkpoint.load(path)
     assert metrics["images"] == 21 and metrics["epoch"] == content["iter"]
     assert metrics["accuracy"] == content["metrics"][content["iter"] - 1]["val_accuracy"]
-    rows = read_csv(folder / "predictions.csv")
     assert list(rows[0]) == ["path", "label", "prediction", *RAFDB]
     hits = np.mean([row["label"] == row["prediction"] for row in rows])
     assert metrics["accuracy"] == pytest.approx(hits)
@@ -48,7 +49,6 @@ def test_files_and_table(toy_raf, small_run, tmp_path, quick, capsys):
         probabilities = {name: float(row[name]) for name in RAFDB}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
         assert max(probabilities, key=probabilities.get) == row["prediction"]
-    printed = capsys.readouterr().out
     assert f"balanced accuracy {100 * metrics['balanced_accuracy']:.2f} %" in printed
     table = [line.split() for line in printed.splitlines()]
     for name in RAFDB:  # a class that is never predicted has no precision
@@ -57,6 +57,7 @@ def test_files_and_table(toy_raf, small_run, tmp_path, quick, capsys):
         assert row["images"] == 3 and (row["precision"] is not None) == predicted
         shown = ["-" if row[key] is None else f"{100 * row[key]:.2f}" for key in list(row)[1:]]
         assert [name, "3", *shown] in table
+    assert "confusion_matrix.png tsne.png" in printed
     (folder / "tsne.png").touch()
     evaluate(toy_raf, path)
     assert not (folder / "tsne.png").exists()  # it may have been of other weights
@@ -75,13 +76,12 @@ def test_probabilities_are_the_networks(
 ):
     """Each face alone, through the network as it was trained. Across data sets classes are matched
     by synonyms: AffectNet's happy is RAF-DB's happiness."""
-    evaluate(toy_raf, checkpoint_file(7, name), "--output_dir", str(tmp_path / "out"))
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    evaluate(toy_raf, checkpoint_file(7, name), "--output_dir", str(tmp_path))
+    metrics, rows = read_results(tmp_path)
     assert metrics["class_mapping"] == dict(zip(RAFDB, own, strict=True))
     assert metrics["dataset"] == "toy RAF-DB"
     assert ("happiness = happy, sadness = sad" in capsys.readouterr().out) == (own != RAFDB)
-    rows, split = read_csv(tmp_path / "out/predictions.csv"), read_rafdb(toy_raf).val
-    model = golden_dan(7)
+    split, model = read_rafdb(toy_raf).val, golden_dan(7)
     for index in (0, 9, 20):
         image = torch.tensor(read_rgb(split.path(index))).permute(2, 0, 1)[None]
         with torch.no_grad():
@@ -95,18 +95,15 @@ def test_probabilities_are_the_networks(
 
 def test_affectnet_checkpoint_of_seven_classes(toy_aff, tmp_path, quick):
     """Without --num_class; and a network of eight leaves contempt out."""
-    for n in (7, 8):
-        state = TinyDAN(num_class=n).state_dict()
-        content = {"iter": 5, "model_state_dict": state, "optimizer_state_dict": {}}
-        torch.save(content, tmp_path / f"affecnet{n}_epoch6_acc0.6569.pth")
-    flags = ["--aff_path", str(toy_aff), "--evaluate", *HOST, "--checkpoint"]
-    seven = [*flags, str(tmp_path / "affecnet7_epoch6_acc0.6569.pth")]
-    affectnet.main(seven)
+    seven, eight = (tmp_path / f"affecnet{n}_epoch6_acc0.6569.pth" for n in (7, 8))
+    for path, n in ((seven, 7), (eight, 8)):
+        torch.save({"model_state_dict": TinyDAN(num_class=n).state_dict()}, path)
+    data = ["--aff_path", str(toy_aff)]
+    affectnet.main([*FLAGS, str(seven), *data])
     with pytest.raises(UserError, match="AffectNet also has contempt"):
-        affectnet.main([*seven, "--num_class", "8"])
-    eight = [*flags, str(tmp_path / "affecnet8_epoch6_acc0.6569.pth")]
-    affectnet.main([*eight, "--num_class", "7", "--output_dir", str(tmp_path / "out")])
-    rows = read_csv(tmp_path / "out/predictions.csv")
+        affectnet.main([*FLAGS, str(seven), *data, "--num_class", "8"])
+    affectnet.main([*FLAGS, str(eight), *data, "--num_class", "7", "--output_dir", str(tmp_path)])
+    _, rows = read_results(tmp_path)
     assert "contempt" not in rows[0] and len(rows) == 21
     assert sum(float(rows[0][name]) for name in AFFECTNET[:7]) == pytest.approx(1, abs=1e-4)
 
@@ -116,17 +113,13 @@ def test_data_are_those_of_the_training_unless_others_are_named(
 ):
     """And each evaluation keeps its own folder."""
     path = shutil.copy(small_run / "best.pth", tmp_path)
-    rafdb.main(["--evaluate", "--checkpoint", str(path), *HOST])
+    rafdb.main([*FLAGS, str(path)])
     assert "21 images of toy RAF-DB" in capsys.readouterr().out
-    other = tmp_path / "other"
-    write_rafdb(other, train=7, test=14)
-    evaluate(other, path)
+    write_rafdb(tmp_path / "other", train=7, test=14)
+    evaluate(tmp_path / "other", path)
     assert "14 images of toy RAF-DB" in capsys.readouterr().out
-    counts = {
-        json.loads(file.read_text())["images"]
-        for file in tmp_path.glob("*evaluation*/metrics.json")
-    }
-    assert counts == {14, 21}
+    folders = tmp_path.glob("best-evaluation*")
+    assert {read_results(folder)[0]["images"] for folder in folders} == {14, 21}
 
 
 def test_toy_faces_of_the_training_are_drawn_again(small_run, tmp_path, monkeypatch, quick, capsys):
@@ -135,10 +128,10 @@ def test_toy_faces_of_the_training_are_drawn_again(small_run, tmp_path, monkeypa
     checkpoint.save(tmp_path / "best.pth", content)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rafdb, "write_rafdb", lambda root: write_rafdb(root, train=7, test=7))
-    rafdb.main(["--evaluate", "--checkpoint", "best.pth", *HOST])
+    rafdb.main([*FLAGS, "best.pth"])
     assert "7 images of toy RAF-DB" in capsys.readouterr().out
     write_rafdb("other", train=7, test=14)  # which is no place to draw
-    rafdb.main(["--evaluate", "--checkpoint", "best.pth", "--raf_path", "other", *HOST])
+    evaluate("other", "best.pth")
     assert "14 images of toy RAF-DB" in capsys.readouterr().out
 
 
@@ -146,17 +139,17 @@ def test_a_network_of_another_recipe_is_refused_before_anything_is_drawn(
     small_run, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    path = str(small_run / "best.pth")
     for flags in ([], ["--toy"]):
         with pytest.raises(UserError, match="trained on --raf_path"):
-            affectnet.main([*flags, "--evaluate", "--checkpoint", path, *HOST])
+            affectnet.main([*FLAGS, str(small_run / "best.pth"), *flags])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_class_without_images_counts_for_nothing():
-    ours = classification_metrics(np.array([0, 0, 2, 2]), np.array([0, 1, 2, 2]), num_class=4)
-    assert ours[:3] == pytest.approx((0.75, 0.75, (2 / 3 + 1) / 2))
+    ours = classification_metrics(np.array([0, 0, 0, 2]), np.array([0, 1, 0, 2]), num_class=4)
+    assert ours[:3] == pytest.approx((3 / 4, (2 / 3 + 1) / 2, (4 / 5 + 1) / 2))
     assert ours.per_class.loc[[1, 3], ["recall", "f1"]].isna().all(axis=None)
     assert ours.per_class["precision"][1] == 0 and np.isnan(ours.per_class["precision"][3])
+    assert ours.confusion[0].tolist() == [2, 1, 0, 0]  # rows are labels
     wrong = classification_metrics(np.array([0]), np.array([1]), num_class=3)
     assert wrong.per_class["images"].dtype == int  # scikit-learn's are floats if nothing is right

@@ -5,14 +5,11 @@ commands run in a folder full of what people mistake for the right thing.
 """
 
 import importlib
-import os
-import pickle
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,18 +33,14 @@ LONG = 300 * "x"  # longer than a file's name may be
 RAFDB_TRAINING = {
     # flags
     "--batchsize 3": "--batchsize 3 (did you mean --batch_size?)",
-    "--frobnicate=3": "unrecognized arguments: --frobnicate=3; see --help",
     "--batch_size 1": "--batch_size: must be at least 2",
     "--batch_size x": "--batch_size: 'x' is not a whole number",
     "--lr nan": "--lr",
     "--image_size 16": "--image_size: must be from 32",
     "--num_center 6": "there are 7 classes",
-    "--precision fp8": "--precision",
     "--device tpu": "--device tpu",
     "--device cuda:77": "--device cuda:77",
     "--resume nothing.pth": "nothing.pth: no such checkpoint",
-    "--resume weights/page.pth": "web page",
-    "--resume weights/best.pth": "weights/best.pth: not the last.pth of a run",
     "--resume --evaluate --checkpoint weights/best.pth": "exclude each other",
     "--resume weights/best.pth --overwrite": "--resume and --overwrite exclude each other",
     "--tsne": "--tsne goes together with --evaluate",
@@ -65,29 +58,21 @@ RAFDB_TRAINING = {
     # weights and results
     "--pretrained models/resnet18_msceleb.pth": "drive.google.com",
     "--pretrained nothing.pth": "--pretrained none",
-    "--pretrained weights": "weights: is a folder; give a file",
-    "--pretrained weights/page.pth": "web page",
-    "--pretrained weights/code.pth": "could run code",
     "--pretrained weights/no_resnet.pth": "not a ResNet-18 ... bn1.weight",
     "--output_dir file": "file: cannot be written",
-    "--output_dir link": "link: cannot be written",
     f"--output_dir {LONG}": "xxx: cannot be written (File name too long)",
 }
 RAFDB_EVALUATION = {
     "x.pth": "x.pth: no such checkpoint",
     "weights": "weights: is a folder; give a file",
     "weights/page.pth": "web page",
-    "weights/code.pth": "could run code",
     "weights/cut.pth": "weights/cut.pth: not a checkpoint",
     "weights/own.pth": "trained on own with the classes a, b, c, d, e, f, g, but RAF-DB also has",
-    "weights/seven.pth": "order of its 7 classes is unknown ... give it with --dataset",
-    "weights/rafdb.pth --dataset AffectNet": "named after RAF-DB, but --dataset AffectNet",
     "weights/best.pth --num_head 2": "has --num_head 1, not 2",
     "weights/diverged.pth": "weights/diverged.pth: predicts NaN",
     "weights/best.pth --raf_path raf_broken": "test_0001_aligned.jpg",
 }
 AFFECTNET_TRAINING = {
-    "--num_class 6": "--num_class: invalid choice",
     "--aff_path nowhere": "nowhere: no such folder ... --toy",
     "--aff_path folder": "folder: has no train/",
     "--aff_path aff_raw": "python utils/convert_affectnet.py --aff_path aff_raw",
@@ -100,11 +85,8 @@ DEMO = {
     "": "give either --image or --camera",
     "--image photo.jpg --camera 0": "give either --image or --camera",
     "--image photo.jpg --show": "--show goes together with --camera",
-    "--images photo.jpg": "--images photo.jpg (did you mean --image?); see --help",
     "--image photo.jpg --top 0": "--top: must be at least 1",
     "--image photo.jpg --margin -1": "--margin: must be at least 0",
-    "--image photo.jpg --device tpu": "--device tpu",
-    "--image photo.jpg --detector yolo": "--detector: invalid choice",
     "--image nowhere.jpg": "nowhere.jpg: no such file",
     "--image folder": "folder: holds no file to read",
     "--image broken/cut.jpg": "broken/cut.jpg: cannot be read",
@@ -112,7 +94,6 @@ DEMO = {
     "--image photo.jpg --output file": "file: cannot be written",
     "--image raf --output raf": "raf: would be both read and written",
     "--image photo.jpg --json file/o.jsonl": "file/o.jsonl: cannot be written",
-    "--image photo.jpg --checkpoint nothing.pth": "nothing.pth: no such checkpoint",
     "--image photo.jpg --checkpoint weights/no_resnet.pth": "no_resnet.pth: not a trained network",
     "--image photo.jpg --whole_image --checkpoint weights/diverged.pth": "predicts NaN",
 }
@@ -121,22 +102,17 @@ GRAD_CAM = {
     "--checkpoint weights/other_data.pth": "trained on neutral, happy ... now has surprise, fear",
     "--checkpoint weights/rafdb.pth": "datasets/raf-basic: no such folder ... name --images",
     "--checkpoint weights/toy.pth": "faces: no such folder ... python rafdb.py --evaluate",
-    "--images raf --method gradcam+++": "--method: invalid choice",
     "--images raf --target joy": "--target joy: unknown ... one of surprise, fear, disgust",
-    "--images nowhere": "nowhere: no such file",
     "--images broken/page.png": "none of the 1 image",
     "--images photo.jpg --output file": "file: cannot be written",
 }
 CONVERT = {
     "--aff_path nowhere": "nowhere: no such folder",
     "--aff_path folder": "train_set ... Manually_Annotated_Images ... affectnet.csv",
-    "--aff_path aff_raw --margin -0.1": "--margin",
     "--aff_path aff_raw --output file": "file",
-    "--aff_path aff_raw --link": "--link",
 }
 CHECK = {
     "nowhere": "nowhere: no such folder",
-    "file": "file: no such folder",
     "folder": "folder: no data set here",
 }
 
@@ -151,13 +127,6 @@ TABLES = (  # script, what stands in front of every row, rows
 )
 
 
-class Code:
-    """A pickle that runs code when it is read."""
-
-    def __reduce__(self):
-        return os.mkdir, ("code-ran",)
-
-
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, photo) -> Path:
     """Shared by all rows, as none of them may change it. Names say what is wrong."""
@@ -165,7 +134,6 @@ def workplace(tmp_path_factory, photo) -> Path:
     for folder in ("folder", "broken", "weights"):
         (root / folder).mkdir()
     (root / "file").write_text("a file\n")
-    (root / "link").symlink_to("nowhere/deep")
     shutil.copy(photo, root / "photo.jpg")
     (root / "broken/cut.jpg").write_bytes(photo.read_bytes()[:9000])
     (root / "broken/page.png").write_text("<!DOCTYPE html><html></html>")
@@ -176,24 +144,21 @@ def workplace(tmp_path_factory, photo) -> Path:
 
 def write_weights(folder: Path) -> None:
     (folder / "page.pth").write_text("<!DOCTYPE html><title>Sign in</title>")
-    (folder / "code.pth").write_bytes(pickle.dumps(Code(), protocol=2))
     torch.save({"state_dict": {"conv1.weight": torch.zeros(3)}}, folder / "no_resnet.pth")
     torch.manual_seed(0)
     state = TinyDAN(num_class=7, num_head=1).state_dict()
-    for name in ("seven.pth", "rafdb.pth", "affecnet7.pth"):
-        torch.save({"model_state_dict": state}, folder / name)
-    ours = {"class_names": list(RAFDB), "dataset": "RAF-DB", "config": {"image_size": 32}}
+    torch.save({"model_state_dict": state}, folder / "rafdb.pth")
+    config = {"image_size": 32}
+    ours = {"model_state_dict": state, "class_names": RAFDB, "dataset": "RAF-DB", "config": config}
     diverged = {**state, "bn.running_var": torch.full((7,), -1.0)}
-    other = {"class_names": list(AFFECTNET[:7]), "config": {"raf_path": "raf"}}
-    toy = {"config": {"raf_path": "faces", "toy": True}}
-    for name, weights, change in (
-        ("best", state, {}),
-        ("diverged", diverged, {}),
-        ("other_data", state, other),
-        ("toy", state, toy),
-        ("own", state, {"dataset": "own", "class_names": [*"abcdefg"]}),
+    for name, change in (
+        ("best", {}),
+        ("diverged", {"model_state_dict": diverged}),
+        ("other_data", {"class_names": AFFECTNET[:7], "config": {"raf_path": "raf"}}),
+        ("toy", {"config": {"raf_path": "faces", "toy": True}}),
+        ("own", {"dataset": "own", "class_names": [*"abcdefg"]}),
     ):
-        torch.save({"model_state_dict": weights, **ours, **change}, folder / f"{name}.pth")
+        torch.save({**ours, **change}, folder / f"{name}.pth")
     whole = (folder / "best.pth").read_bytes()
     (folder / "cut.pth").write_bytes(whole[: len(whole) // 2])
 
@@ -221,25 +186,13 @@ def write_data(root: Path) -> None:
                 Image.new("RGB", (32, 32)).save(root / name / split / key / "0.png")
 
 
-@contextmanager
-def unchanged(folder: Path):
-    """Checks that what runs inside leaves the folder as it is."""
-    before = snapshot(folder)
-    yield
-    assert snapshot(folder) == before
-
-
-def snapshot(folder: Path) -> dict[str, tuple]:
-    """Everything below a folder; files by what a rewrite would change."""
+def snapshot(folder: Path) -> dict[Path, tuple | None]:
+    """Everything below a folder but that for results; files by what a rewrite would change."""
     found = {}
-    for parent, folders, files in os.walk(folder):
-        found |= {os.path.relpath(os.path.join(parent, name), folder): () for name in folders}
-        for path in (os.path.join(parent, name) for name in files):
-            stat = os.lstat(path)
-            change = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-            found[os.path.relpath(path, folder)] = change
-    for name in ("out", "cam"):  # a folder for results may be made before the mistake shows
-        found.pop(name, None)
+    for path in folder.rglob("*"):
+        stat = path.lstat()
+        found[path] = None if path.is_dir() else (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    found.pop(folder / "cam", None)  # may be made before the mistake shows
     return found
 
 
@@ -254,12 +207,13 @@ def snapshot(folder: Path) -> dict[str, tuple]:
 def test_a_mistake_ends_in_one_line(script, argv, says, workplace, monkeypatch, capfd):
     make_quick(monkeypatch)
     monkeypatch.chdir(workplace)
-    main = importlib.import_module(script).main
-    with unchanged(workplace), pytest.raises(SystemExit) as end, exit_on_user_error():
+    main, before = importlib.import_module(script).main, snapshot(workplace)
+    with pytest.raises(SystemExit) as end, exit_on_user_error():
         sys.exit(main(shlex.split(argv)))
-    *before, error = capfd.readouterr().err.splitlines()
-    assert end.value.code == 2 and all(line.startswith("skipped: ") for line in before)
+    *others, error = capfd.readouterr().err.splitlines()
+    assert end.value.code == 2 and all(line.startswith("skipped: ") for line in others)
     assert re.match("error: .*" + ".*".join(map(re.escape, says.split(" ... "))), error)
+    assert snapshot(workplace) == before
 
 
 @pytest.mark.parametrize(
@@ -272,13 +226,8 @@ def test_a_mistake_ends_in_one_line(script, argv, says, workplace, monkeypatch, 
 )
 def test_the_same_as_a_program(command, says, workplace):
     script, *argv = shlex.split(command)
-    with unchanged(workplace):
-        done = subprocess.run(
-            [sys.executable, REPOSITORY / script, *argv],
-            cwd=workplace,
-            capture_output=True,
-            text=True,
-        )
+    command = [sys.executable, REPOSITORY / script, *argv]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert says in done.stderr

@@ -10,7 +10,7 @@ import torch
 import rafdb
 from networks.dan import DAN
 from networks.losses import DANLoss
-from tests.conftest import SMALL, TinyDAN, train_raf
+from tests.conftest import TinyDAN, train_raf
 from utils import checkpoint
 from utils.checkpoint import read_trained
 from utils.data.datasets import read_rafdb
@@ -18,49 +18,45 @@ from utils.errors import UserError
 from utils.training.engine import update
 
 
-def fake_run(parameter, lr, *, warmup=0.0, clip=0.0, epochs_done=0, schedule="recipe"):
+def updates(gradients, *, lr=1.0, steps=1, **flags) -> np.ndarray:
+    """How far each of these gradients moves a parameter, in epochs of so many steps."""
+    args = {"warmup_epochs": 0.0, "clip_grad": 0.0, "schedule": "recipe", "epochs": 2, **flags}
+    parameter = torch.zeros(len(gradients[0]), requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=lr)
-    args = SimpleNamespace(warmup_epochs=warmup, clip_grad=clip, schedule=schedule, epochs=2)
-    return SimpleNamespace(args=args, optimizer=optimizer, history=[{}] * epochs_done)
+    moved = [parameter.detach().numpy().copy()]
+    for number, gradient in enumerate(gradients):
+        parameter.grad = torch.tensor(gradient)
+        history = [{}] * (number // steps)
+        run = SimpleNamespace(args=SimpleNamespace(**args), optimizer=optimizer, history=history)
+        update(run, number % steps, steps)
+        assert optimizer.param_groups[0]["lr"] == lr  # the schedule's, which goes on from it
+        moved.append(parameter.detach().numpy().copy())
+    return -np.diff(moved, axis=0)
 
 
-def test_warm_up_raises_the_rate_linearly_and_leaves_the_schedule_alone():
-    """Over 1.5 epochs of four steps the factors are 1/6, 2/6, ..., 1."""
-    moved = []
-    for number in range(8):
-        parameter = torch.zeros(1, requires_grad=True)
-        parameter.grad = torch.ones(1)
-        run = fake_run(parameter, 0.3, warmup=1.5, epochs_done=number // 4)
-        update(run, number % 4, 4)
-        moved.append(-parameter.item() / 0.3)
-        assert run.optimizer.param_groups[0]["lr"] == 0.3
-    np.testing.assert_allclose(moved, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1, 1], rtol=1e-5)
+@pytest.mark.parametrize(
+    ("flags", "factors"),
+    [
+        ({"warmup_epochs": 1.5}, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1, 1]),
+        ({"schedule": "cosine"}, (1 + np.cos(np.pi * np.arange(8) / 8)) / 2),
+    ],
+    ids=["warm-up", "cosine"],
+)
+def test_the_rate_changes_step_by_step(flags, factors):
+    """Warm-up rises linearly over 1.5 epochs of four steps, cosine decay falls over two epochs."""
+    moved = updates([[1.0]] * 8, lr=0.3, steps=4, **flags)
+    np.testing.assert_allclose(moved[:, 0] / 0.3, factors, rtol=1e-5)
 
 
-def test_cosine_decay_falls_step_by_step_from_the_first_to_the_last():
-    moved = []
-    for number in range(8):  # two epochs of four steps
-        parameter = torch.zeros(1, requires_grad=True)
-        parameter.grad = torch.ones(1)
-        update(fake_run(parameter, 0.3, epochs_done=number // 4, schedule="cosine"), number % 4, 4)
-        moved.append(-parameter.item() / 0.3)
-    np.testing.assert_allclose(moved, (1 + np.cos(np.pi * np.arange(8) / 8)) / 2, rtol=1e-5)
+def test_clipping_limits_the_norm_of_all_gradients():
+    moved = updates([[3.0, 4.0], [0.3, 0.4]], clip_grad=1.0)
+    np.testing.assert_allclose(moved, [[0.6, 0.8], [0.3, 0.4]], rtol=1e-5)
 
 
 def test_a_cosine_run_cannot_grow(toy_raf, tmp_path, quick):
     train_raf(toy_raf, tmp_path, "--epochs", "1", "--schedule", "cosine")
     with pytest.raises(UserError, match=r"--epochs 2 \(it has 1\)"):
         train_raf(toy_raf, tmp_path, "--resume", "--epochs", "2")
-
-
-def test_clipping_limits_the_norm_of_all_gradients():
-    parameter = torch.zeros(2, requires_grad=True)
-    parameter.grad = torch.tensor([3.0, 4.0])
-    update(fake_run(parameter, 1.0, clip=1.0), 0, 1)
-    torch.testing.assert_close(parameter.detach(), torch.tensor([-0.6, -0.8]))
-    parameter.grad = torch.tensor([0.3, 0.4])  # below the limit it stays
-    update(fake_run(parameter, 1.0, clip=1.0), 0, 1)
-    torch.testing.assert_close(parameter.detach(), torch.tensor([-0.9, -1.2]))
 
 
 def test_the_optimizer_is_a_flag(toy_raf, tmp_path, quick):
@@ -103,12 +99,9 @@ def test_test_images_are_looked_at_once_with_the_best_and_the_last_epoch(
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["chosen_on"] == "val" and sum(config["images"]["val"]) == 14
     for name in ("best", "last"):  # the same as evaluating the checkpoints
-        folder = tmp_path / f"{name} out"
-        rafdb.main(
-            ["--evaluate", "--checkpoint", str(tmp_path / f"{name}.pth"), "--device", "cpu"]
-            + ["--workers", "0", "--output_dir", str(folder)]
-        )
-        evaluated = json.loads((folder / "metrics.json").read_text())
+        path = tmp_path / f"{name}.pth"
+        rafdb.main(["--evaluate", "--checkpoint", str(path), "--device", "cpu", "--workers", "0"])
+        evaluated = json.loads((tmp_path / f"{name}-evaluation/metrics.json").read_text())
         assert evaluated["images"] == 21
         assert evaluated["accuracy"] == metrics[name]["accuracy"]
     train_raf(toy_raf, tmp_path, "--resume", "--epochs", "4")  # with the same part
@@ -133,7 +126,9 @@ def test_the_baseline_is_resnet18_with_a_linear_classifier():
 
 
 def test_the_baseline_trains_and_is_evaluated(toy_raf, tmp_path, capsys):
-    train_raf(toy_raf, tmp_path, "--epochs", "1", "--num_head", "0")
+    flags = ["--epochs", "1", "--num_head", "0", "--figures", "pdf"]
+    train_raf(toy_raf, tmp_path, *flags)
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["affinity_weight"], config["num_head"]) == (0, 0)
     trained = read_trained(tmp_path / "best.pth")
@@ -155,8 +150,3 @@ def test_a_run_starts_from_another_runs_network_as_far_as_it_fits(tmp_path, caps
     assert torch.equal(target.cat_head1.weight, source.cat_head1.weight)
     assert torch.equal(target.fc.weight, fc)  # of seven classes
     assert "taken from it: features, cat_head0, cat_head1" in capsys.readouterr().out
-
-
-def test_figures_in_the_format_for_print(toy_raf, tmp_path):
-    train_raf(toy_raf, tmp_path, *SMALL, "--epochs", "1", "--num_head", "0", "--figures", "pdf")
-    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
