@@ -11,9 +11,9 @@ import argparse
 import datetime
 import os
 import platform
+import re
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from networks.dan import DAN
 from networks.fused import fuse
 from tests.bench import yardstick
 from tests.bench.demonstration import measure_demo, write_networks
-from tests.bench.measuring import Stopwatch, Table, one_core, peak_bytes
+from tests.bench.measuring import Stopwatch, Table, peak_bytes
 from tests.bench.pipelines import (
     SIZE,
     Setup,
@@ -43,43 +43,39 @@ from tests.bench.pipelines import (
 from tests.bench.yardstick import Yardstick, YardstickTraining, maps_one_by_one
 from utils import cli
 from utils.data.loader import shuffled
-from utils.data.transforms import preprocess
 from utils.demo.predictor import OnnxNetwork
-from utils.device import device_name, generator, resolve_device, resolve_precision
+from utils.device import device_name, resolve_device, resolve_precision
 from utils.errors import exit_on_user_error
 from utils.heatmaps.maps import head_maps
 from utils.training import engine
 
 
 def measure_training_step(setup: Setup, table: Table) -> None:
-    images, labels = setup.batch(setup.batch_size)
-    last = images.contiguous(memory_format=torch.channels_last)
-    released = partial(YardstickTraining(setup.device).step, images, labels)
-    plain = replace(setup, compile=False)
-    variants = {"": partial(bare_steps, training_of(plain), last, labels)}
+    count = setup.batch_size
+    released = partial(YardstickTraining(setup.device).step, *setup.batch(count))
+    setups = {"": replace(setup, compile=False)}
     if setup.compile:
-        variants[", compiled"] = partial(bare_steps, training_of(setup), last, labels)
-        print_warm_up("training step", setup, variants[", compiled"])
-    theirs, *seconds = setup.watch.medians(released, *variants.values(), times=2)
-    for name, ours in zip(variants, seconds, strict=True):
-        table.rates(f"training step, batch {len(images)}{name}", len(images), theirs, ours)
+        setups[", compiled"] = setup
+    batch = setup.batch(count, torch.channels_last)
+    calls = [partial(bare_steps, training_of(variant), *batch) for variant in setups.values()]
+    theirs, *seconds = setup.watch.medians(released, *calls, times=2)
+    for name, ours in zip(setups, seconds, strict=True):
+        table.rates(f"training step, batch {count}{name}", count, theirs, ours)
 
 
 def measure_epoch(setup: Setup, table: Table, source: Source) -> None:
     """A training epoch with loading, and the same steps on a fixed batch beside it."""
-    count = len(source.split)
     released, training = YardstickTraining(setup.device), training_of(setup)
-    images, labels = setup.batch(setup.batch_size)
-    images = images.contiguous(memory_format=torch.channels_last)
+    batch = setup.batch(setup.batch_size, torch.channels_last)
     loader = source.loader(setup, order=shuffled)
     theirs, ours, bare = setup.watch.medians(
         partial(released.epoch, source.plain_loader(setup, shuffle=True)),
         partial(whole_epoch, training, loader, source.augment),
-        partial(bare_steps, training, images, labels, len(loader)),
+        partial(bare_steps, training, *batch, count=len(loader)),
         warm_up=setup.device.type == "cuda",
     )
-    table.rates(f"training epoch, {source.name}", count, theirs, ours)
-    table.rates("- its steps alone, on a fixed batch", len(loader) * len(images), None, bare)
+    table.rates(f"training epoch, {source.name}", len(source.split), theirs, ours)
+    table.rates("- its steps alone, on a fixed batch", len(source.split), None, bare)
 
 
 def measure_evaluation(setup: Setup, table: Table, source: Source) -> None:
@@ -101,25 +97,23 @@ def measure_forward(setup: Setup, table: Table, onnx_file: Path) -> None:
     only, on uint8 faces, which it normalises."""
     released = Yardstick().to(setup.device).eval()
     model = DAN(num_class=7).to(setup.device).eval()
-    dtypes = {"float32": None, "bf16": setup.autocast}
-    dtypes = {name: dtype for name, dtype in dtypes.items() if dtype or name == "float32"}
-    fused = {name: fuse(model, image_size=64, dtype=dtype) for name, dtype in dtypes.items()}
+    networks = {"float32": fuse(model, image_size=64, dtype=None)}
+    if setup.autocast:
+        networks["bf16"] = fuse(model, image_size=64, dtype=setup.autocast)
+    if setup.compile:
+        for name, network in list(networks.items()):
+            networks[f"{name}, compiled"] = torch.compile(network, dynamic=False)
     runtime = OnnxNetwork(onnx_file, "cpu", None)
     for size in (64, 16, 1):
         images, _ = setup.batch(size)
-        variants = {name: partial(network, images) for name, network in fused.items()}
-        if setup.compile:
-            for name, network in fused.items():
-                call = partial(torch.compile(network, dynamic=False), images)
-                variants[f"{name}, compiled"] = call
-                print_warm_up(f"{name} forward, batch {size}", setup, call)
+        calls = {name: partial(network, images) for name, network in networks.items()}
         if setup.device.type == "cpu":
             faces = np.zeros((size, SIZE, SIZE, 3), dtype=np.uint8)
-            variants["ONNX Runtime"] = partial(runtime.probabilities, faces)
+            calls["ONNX Runtime"] = partial(runtime.probabilities, faces)
         theirs, *seconds = setup.watch.medians(
-            partial(released, images), *variants.values(), times=10 if size == 1 else 3
+            partial(released, images), *calls.values(), times=10 if size == 1 else 3
         )
-        for name, ours in zip(variants, seconds, strict=True):
+        for name, ours in zip(calls, seconds, strict=True):
             if size == 1:
                 table.latency(f"latency, batch 1, {name}", theirs, ours)
             else:
@@ -128,22 +122,18 @@ def measure_forward(setup: Setup, table: Table, onnx_file: Path) -> None:
 
 def measure_host(setup: Setup, table: Table, source: Source) -> None:
     """One core that loads: the released one does all there, ours can leave the rest to a GPU."""
-    cpu = torch.device("cpu")
-    setup = replace(setup, device=cpu, batch_size=64, workers=0)
+    setup = replace(setup, device=torch.device("cpu"), batch_size=64, workers=0)
     source = source.resized(setup.batch_size)
     loader = source.loader(setup, order=shuffled)
-    with one_core():
-        theirs, loaded, augmented = replace(setup.watch, device=cpu).medians(
-            lambda: list(source.plain_loader(setup, shuffle=True)),
-            lambda: list(loader.epoch()),
-            lambda: [
-                preprocess(x, SIZE, source.augment.draw(len(x), SIZE, generator(0)))
-                for x, *_ in loader.epoch()
-            ],
-            times=3,
-        )
-    table.rates(f"one core, {source.name}", setup.batch_size, theirs, loaded)
-    table.rates(f"one core, {source.name}, and augmented", setup.batch_size, theirs, augmented)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    theirs, ours = replace(setup.watch, device=setup.device).medians(
+        lambda: list(source.plain_loader(setup, shuffle=True)),
+        lambda: list(loader.epoch()),
+        times=3,
+    )
+    torch.set_num_threads(threads)
+    table.rates(f"one core, {source.name}", setup.batch_size, theirs, ours)
 
 
 def measure_heat_maps(setup: Setup, table: Table) -> None:
@@ -164,32 +154,18 @@ def measure_memory(setup: Setup, table: Table) -> None:
         table.memory(f"peak memory of training, batch {setup.batch_size}", released, ours)
 
 
-def print_warm_up(what: str, setup: Setup, call: Callable) -> None:
-    print(f"{what}: compiled in {setup.watch.once(call):.0f} s", file=sys.stderr)
-
-
 def parse() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     cli.add_device_flag(parser)
-    parser.add_argument("--quick", action="store_true", help="a first look: one run of each")
-    parser.add_argument("--compile", action="store_true", help="torch.compile's figures as well")
-    parser.add_argument(
-        "--images",
-        type=cli.whole_number(1),
-        help="an epoch's, rounded up to whole batches (default: 256 on a CPU, RAF-DB's 12,271 on "
-        "CUDA, 64 if --quick)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=cli.whole_number(1),
-        help="images a training step (default: 32 on a CPU, 256 on CUDA, 16 if --quick)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=cli.whole_number(0),
-        default=min(16, os.cpu_count() or 1),
-        help="a loader's",
-    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a first look: one run of each")
+    add("--compile", action="store_true", help="torch.compile's figures as well")
+    images = "an epoch's (default: 256 on a CPU, RAF-DB's 12,271 on CUDA, 64 if --quick)"
+    add("--images", type=cli.whole_number(1), help=f"{images}, rounded up to whole batches")
+    batch_size = "images a training step (default: 32 on a CPU, 256 on CUDA, 16 if --quick)"
+    add("--batch_size", type=cli.whole_number(1), help=batch_size)
+    workers = min(16, os.cpu_count() or 1)
+    add("--workers", type=cli.whole_number(0), default=workers, help="a loader's")
     return parser.parse_args()
 
 
@@ -242,11 +218,9 @@ def describe(setup: Setup) -> str:
 
 
 def processor_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    found = cpuinfo.exists() and re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+    return found[1] if found else platform.processor()
 
 
 if __name__ == "__main__":

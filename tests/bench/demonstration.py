@@ -8,18 +8,19 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image
 
 import demo
 from networks.dan import DAN
 from tests.bench.measuring import Table
 from tests.bench.pipelines import SIZE, Setup
-from utils.checkpoint import TrainedDAN, save
+from utils.checkpoint import read_trained
 from utils.data.images import save_picture
 from utils.demo.annotate import annotate
 from utils.demo.predictor import Predictor
 from utils.demo.video import VideoWriter, read_files
-from utils.export_onnx import export, without_optimizer
+from utils.export_onnx import export
 from utils.labels import RAFDB
 
 COUNT = 64  # photos of 512x600, frames of 640x480
@@ -28,40 +29,27 @@ COUNT = 64  # photos of 512x600, frames of 640x480
 def write_networks(folder: Path) -> dict[str, Path]:
     """An untrained network as a checkpoint and as an ONNX file, by the name of what runs it."""
     paths = {"PyTorch": folder / "best.pth", "ONNX Runtime": folder / "best.onnx"}
-    trained = TrainedDAN(
-        path=paths["PyTorch"],
-        state_dict=DAN(num_class=7).state_dict(),
-        class_names=RAFDB,
-        network_flags={"num_head": 4},
-        dataset="RAF-DB",
-        image_size=SIZE,
-        toy=False,
-        config={},
-        epoch=0,
-    )
-    save(trained.path, without_optimizer(trained))
-    paths["ONNX Runtime"].write_bytes(export(trained))
+    about = {"class_names": list(RAFDB), "dataset": "RAF-DB", "config": {"image_size": SIZE}}
+    state = DAN(num_class=len(RAFDB)).state_dict()
+    torch.save({"model_state_dict": state, **about}, paths["PyTorch"])
+    paths["ONNX Runtime"].write_bytes(export(read_trained(paths["PyTorch"])))
     return paths
 
 
 def measure_demo(setup: Setup, table: Table, folder: Path, networks: dict[str, Path]) -> None:
     """On the CPU, whatever the benchmark's device."""
     photo = Image.open(Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg"))
-    photos = [folder / "photos" / f"{i}.jpg" for i in range(COUNT)]
-    photos[0].parent.mkdir()
+    photos = [folder / f"photo{i}.jpg" for i in range(COUNT)]
     for path in photos:
         photo.save(path, quality=90)
-    frame = Image.new("RGB", (640, 480), "grey")
-    frames = []
+    frame, frames = Image.new("RGB", (640, 480), "grey"), []
     for i in range(COUNT):
         frame.paste(photo.resize((410, 480)), (i, 0))
-        frames.append(np.asarray(frame))
+        frames.append(np.array(frame))
     write_video(folder / "clip.mp4", frames)
     predictors = {name: Predictor(path, "cpu") for name, path in networks.items()}
-    for what, files in (
-        (f"{COUNT} photos", photos),
-        (f"a video of {COUNT} frames", [folder / "clip.mp4"]),
-    ):
+    inputs = {f"{COUNT} photos": photos, f"a video of {COUNT} frames": [folder / "clip.mp4"]}
+    for what, files in inputs.items():
         calls = {
             f"demo, {what}, {name}": partial(run_demo, path, files, folder / "out")
             for name, path in networks.items()
@@ -84,22 +72,23 @@ def parts(predictors: dict[str, Predictor], files: list[Path], folder: Path) -> 
     found = predictor(images)
     boxes = [face.box for faces in found for face in faces]
     faces = [image[y : y + h, x : x + w] for image, (x, y, w, h) in zip(images, boxes, strict=True)]
-    draw = partial(draw_and_write, images, found, folder, len(files) == 1)
+    is_video = len(files) == 1
+
+    def draw_and_write() -> None:
+        pairs = zip(images, found, strict=True)
+        pictures = [annotate(*pair, enlarge=not is_video) for pair in pairs]
+        if is_video:
+            write_video(folder / "drawn.mp4", pictures)
+        else:
+            for picture in pictures:
+                save_picture(Image.fromarray(picture), folder / "drawn.jpg", quality=95)
+
     return {
         "- decode": lambda: list(read_files(files)),
         f"- detect, {predictor.detector.name}": lambda: list(map(predictor.detector, images)),
         **{f"- classify, {name}": partial(p.classify, faces) for name, p in predictors.items()},
-        "- draw and write": draw,
+        "- draw and write": draw_and_write,
     }
-
-
-def draw_and_write(images: list, found: list, folder: Path, video: bool) -> None:
-    pictures = [annotate(*pair, enlarge=not video) for pair in zip(images, found, strict=True)]
-    if video:
-        write_video(folder / "drawn.mp4", pictures)
-    else:
-        for picture in pictures:
-            save_picture(Image.fromarray(picture), folder / "drawn.jpg", quality=95)
 
 
 def write_video(path: Path, pictures: list[np.ndarray]) -> None:

@@ -1,10 +1,10 @@
 """What the benchmark measures with: calls that take turns, memory at its peak, a Markdown table."""
 
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -61,14 +61,14 @@ class Table:
 
     def rates(self, what: str, images: int, released: float | None, ours: float) -> None:
         """Images a second, from seconds."""
-        factor = "" if released is None else f"{released / ours:.2f}x as fast"
-        released = "" if released is None else f"{_digits(images / released)} img/s"
-        self._add(what, released, f"{_digits(images / ours)} img/s", factor)
+        rates = [f"{_digits(images / seconds)} img/s" for seconds in (released, ours) if seconds]
+        factor = f"{released / ours:.2f}x as fast" if released else ""
+        self._add(what, *([] if released else [""]), *rates, factor)
 
     def latency(self, what: str, released: float, ours: float) -> None:
         """Milliseconds, from seconds."""
-        factor = f"{released / ours:.2f}x as fast"
-        self._add(what, f"{_digits(1e3 * released)} ms", f"{_digits(1e3 * ours)} ms", factor)
+        times = (f"{_digits(1e3 * seconds)} ms" for seconds in (released, ours))
+        self._add(what, *times, f"{released / ours:.2f}x as fast")
 
     def memory(self, what: str, released: float, ours: float) -> None:
         """MiB, from bytes."""
@@ -83,6 +83,11 @@ class Table:
         return "\n".join(self.lines)
 
 
+def _digits(value: float) -> str:
+    """Three digits that count, and no more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def peak_bytes(device: torch.device, call: Callable, *args) -> int:
     """The most memory that a call takes, in a process of its own: on CUDA what PyTorch allocates
     there, on the CPU (of Linux) by how much the process grows.
@@ -95,32 +100,15 @@ def peak_bytes(device: torch.device, call: Callable, *args) -> int:
 
 
 def _peak_bytes(device: torch.device, call: Callable, args: tuple) -> int:
-    if device.type == "cuda":
-        call(*args)
-        return torch.cuda.max_memory_allocated(device)
-    before = _resident_bytes("VmRSS")
+    before = _memory("VmRSS")
     call(*args)
-    return _resident_bytes("VmHWM") - before
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _memory("VmHWM") - before
 
 
-def _resident_bytes(key: str) -> int:
-    """Now (VmRSS) or at most so far (VmHWM); getrusage would count the parent's from before."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return 1024 * int(line.split()[1])
-    raise KeyError(key)
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _digits(value: float) -> str:
-    """Three digits that count, and no more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _memory(key: str) -> int:
+    """Bytes now (VmRSS) or at most so far (VmHWM), which getrusage would count from before the
+    process began."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{key}:\s*(\d+)", status)[1])

@@ -48,10 +48,11 @@ class Setup:
     def world(self) -> World:
         return World(self.device, self.autocast)
 
-    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+    def batch(self, size: int, layout=torch.contiguous_format) -> tuple[Tensor, Tensor]:
         """Float images and labels on the device."""
         images = torch.randn(size, 3, SIZE, SIZE, generator=generator(0))
-        return images.to(self.device), (torch.arange(size) % 7).to(self.device)
+        images = images.to(self.device, memory_format=layout)
+        return images, (torch.arange(size) % 7).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -124,21 +125,13 @@ def draw_sources(folder: Path, count: int) -> tuple[Source, Source]:
     drawn = min(count, DRAWN)
     write_rafdb(folder / "rafdb", train=drawn, test=7)
     write_affectnet(folder / "affectnet", train=drawn, val=8)
-    jpegs = folder / "affectnet" / "train_set" / "images"
-    names = np.array(sorted(os.fsencode(path.name) for path in jpegs.glob("*.jpg")))
+    jpegs = folder / "affectnet/train_set/images"
+    streamed = Split(jpegs, np.array(os.listdir(jpegs), "S"), np.arange(drawn) % 7)
+    kept = read_rafdb(folder / "rafdb").train
     return (
+        Source("100x100 from memory", kept, rafdb.AUGMENT, yardstick.RAFDB_TRAIN).resized(count),
         Source(
-            "100x100 from memory",
-            read_rafdb(folder / "rafdb").train,
-            rafdb.AUGMENT,
-            yardstick.RAFDB_TRAIN,
-        ).resized(count),
-        Source(
-            "224x224 JPEGs",
-            Split(jpegs, names, np.arange(drawn) % 7),
-            affectnet.AUGMENT,
-            yardstick.AFFECTNET_TRAIN,
-            streamed=True,
+            "224x224 JPEGs", streamed, affectnet.AUGMENT, yardstick.AFFECTNET_TRAIN, streamed=True
         ).resized(count),
     )
 
@@ -150,6 +143,4 @@ def train_released(setup: Setup) -> None:
 
 
 def train_ours(setup: Setup) -> None:
-    images, labels = setup.batch(setup.batch_size)
-    images = images.contiguous(memory_format=torch.channels_last)
-    bare_steps(training_of(setup), images, labels, 3)
+    bare_steps(training_of(setup), *setup.batch(setup.batch_size, torch.channels_last), count=3)

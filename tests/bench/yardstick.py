@@ -5,7 +5,9 @@ through Pillow and torchvision in the DataLoader's workers. It computes what our
 test_yardstick.py.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +44,13 @@ AFFECTNET_TRAIN = T.Compose(
 EVALUATION = T.Compose([T.Resize((224, 224)), T.ToTensor(), NORMALIZE])
 
 
+@dataclass
 class ImageFiles(Dataset):
     """(float (3, 224, 224), label), each file opened and transformed whenever it is asked for."""
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], transform: T.Compose):
-        self.paths = paths
-        self.labels = labels
-        self.transform = transform
+    paths: Sequence[Path]
+    labels: Sequence[int]
+    transform: T.Compose
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -88,14 +90,9 @@ class ChannelAttention(nn.Module):
         return x * self.attention(x)
 
 
-class Head(nn.Module):
+class Head(nn.Sequential):
     def __init__(self):
-        super().__init__()
-        self.sa = SpatialAttention()
-        self.ca = ChannelAttention()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ca(self.sa(x))
+        super().__init__(OrderedDict(sa=SpatialAttention(), ca=ChannelAttention()))
 
 
 class Yardstick(nn.Module):
@@ -170,24 +167,24 @@ class YardstickTraining:
         self.optimizer.step()
         return loss.detach(), (output[0].argmax(dim=1) == labels).sum()
 
-    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """The mean loss."""
+    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:
+        """The sum of the losses, and how many images were right."""
         self.model.train()
-        total, hits, steps = 0, 0, 0
+        total, hits = 0, 0
         for images, labels in batches:
             loss, right = self.step(images.to(self.device), labels.to(self.device))
-            total, hits, steps = total + loss, hits + right, steps + 1
-        return float(total) / steps
+            total, hits = total + loss, hits + right
+        return float(total), int(hits)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """The mean loss."""
+        """The sum of the losses."""
         self.model.eval()
-        total, steps = 0, 0
+        total = 0
         for images, labels in batches:
             output = self.model(images.to(self.device))
-            total, steps = total + self.criterion(output, labels.to(self.device)), steps + 1
-        return float(total) / steps
+            total = total + self.criterion(output, labels.to(self.device))
+        return float(total)
 
 
 class Logits(nn.Module):
