@@ -2,12 +2,12 @@
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from utils import labels
 from utils.data.datasets import FaceData, Split, affectnet_run_name, read_affectnet, read_rafdb
 from utils.errors import UserError
 from utils.labels import AFFECTNET, AFFECTNET_COUNTS, RAFDB, RAFDB_COUNTS
@@ -45,15 +45,15 @@ def folders(tmp_path):
 # ---- RAF-DB --------------------------------------------------------------------------------------
 
 
-def test_rafdb(raf):
+def test_rafdb(raf, monkeypatch):
     data = read_rafdb(raf)
     assert data.class_names == RAFDB and (len(data.train), len(data.val)) == (7, 7)
     assert data.train.path(2) == raf / "Image/aligned/train_00003_aligned.jpg"
     assert data.val.path(6) == raf / "Image/aligned/test_0007_aligned.jpg"
     np.testing.assert_array_equal(data.train.labels, np.arange(7))
-    assert "differ from the published counts" in data.summary()
-    published = {"train": (1,) * 7, "test": (1,) * 7}
-    assert "are the published counts" in replace(data, published=published).summary()
+    assert "It does not have the published numbers" in data.summary()
+    monkeypatch.setattr(labels, "RAFDB_COUNTS", {"train": (1,) * 7, "test": (1,) * 7})
+    assert "It has the published numbers" in read_rafdb(raf).summary()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,6 @@ def test_rafdb_labels_of_any_spacing(raf, encoding, space, end):
         "photo.jpg 3",
         "../train_00002.jpg 3",
         "train_\xe9.jpg 3",
-        "train_00001.jpg 1",  # once more
     ],
 )
 def test_rafdb_names_a_bad_line(raf, line):
@@ -107,7 +106,7 @@ def test_rafdb_not_there(raf, missing):
 
 def test_rafdb_without_test_images(raf):
     (raf / LABELS).write_text("\n".join(RAF_LINES[:7]))
-    with pytest.raises(UserError, match="1 problem: test: no images of class 1, 2, 3"):
+    with pytest.raises(UserError, match="1 problem: .*: no test images of class 1, 2, 3"):
         read_rafdb(raf)
 
 
@@ -122,7 +121,7 @@ def test_rafdb_as_class_folders(folders):
 
 
 def test_class_folders_that_are_not_rafdbs(folders):
-    with pytest.raises(UserError, match="class folders 0, 1, .* not RAF-DB's 1 ... 7"):
+    with pytest.raises(UserError, match="should hold .* or train/1 ... 7 and test/1 ... 7"):
         read_rafdb(folders(train="0123456", test="0123456"))
 
 
@@ -186,7 +185,7 @@ def test_any_class_folders(folders):
 
 
 def test_splits_of_different_classes(folders):
-    with pytest.raises(UserError, match="2 problems: train: no images of class d; val: .* c;"):
+    with pytest.raises(UserError, match="2 problems: train/d: no images; val/c: no images;"):
         read_affectnet(folders(train="abc", val="abd"))
 
 

@@ -162,7 +162,7 @@ def test_what_is_no_uint8_rgb_picture_is_a_value_error(checkpoint, picture):
 
 def test_the_default_is_the_released_file_else_the_newest_run(checkpoint_file, photo, capsys):
     models = predictor_module.MODELS
-    with pytest.raises(UserError, match=r"drive\.google.*rafdb\.py.*--toy"):
+    with pytest.raises(UserError, match=r"models/README\.md.*rafdb\.py --toy"):
         demo.main(["--image", str(photo)])
     scratch = models.parent / "scratch"
     for folder in (scratch, models / "old", models / "gone"):
@@ -179,9 +179,8 @@ def test_the_default_is_the_released_file_else_the_newest_run(checkpoint_file, p
     assert out.startswith(f"{models}/linked/best.pth (toy RAF-DB, 7 classes")
     assert err.startswith("warning: ") and "toy" in err and len(err.splitlines()) == 1
     shutil.copy(checkpoint_file(8, RELEASED), models)
-    os.chdir(models.parent)
     demo.main(["--image", str(photo)])
-    assert capsys.readouterr().out.startswith(f"models/{RELEASED} (AffectNet, 8 classes")
+    assert capsys.readouterr().out.startswith(f"{models}/{RELEASED} (AffectNet, 8 classes")
 
 
 # ---- photos --------------------------------------------------------------------------------------
@@ -194,13 +193,13 @@ def test_all_faces_of_a_photo_are_printed_written_and_drawn(run, photo):
     picture.save("group.png")
     code, out, err = run("group.png", flags="--detector haar --output out")
     assert code == 0 and err == ""
-    title, first, second, _ = out.splitlines()
+    title, first, second = out.splitlines()
     assert RELEASED in title and "8 classes" in title and "Haar" in title
     faces = records()
     assert faces[0]["box"][0] < 300 < faces[1]["box"][0]
     for i, (line, face) in enumerate(zip((first, second), faces, strict=True)):
         assert line == (
-            f"group.png: face {i + 1} of 2 box {face['box']}  "
+            f"group.png: face {i + 1} box {face['box']}  "
             f"emotion label: {face['label']}  {100 * face['probability']:.1f} %"
         )
         assert_expected(face["probabilities"], "group.png", face["box"])
@@ -220,7 +219,7 @@ def test_whole_image_takes_the_picture_as_the_face(run):
     assert_expected(record["probabilities"], "a.png", record["box"])
     best, second, third = sorted(AFFECTNET, key=record["probabilities"].get, reverse=True)[:3]
     line = out.splitlines()[1]
-    assert line.index(f"label: {best}") < line.index(f"({second}") < line.index(third, 40)
+    assert line.index(f"label: {best}") < line.index(f", {second}") < line.index(f", {third}")
 
 
 def test_a_folder_keeps_its_order_and_each_file_leaves_a_record(run, checkpoint, photo):
@@ -293,7 +292,7 @@ def test_names_of_any_kind_are_read_copied_and_told_apart(run, photo, face):
     assert code == 0
     assert [record["file"] for record in records()] == [*names, "caf\udce9.mp4"]
     assert out.count("emotion label") == len(names) == len(os.listdir("out"))
-    assert len(out.splitlines()) == 1 + len(names) + 4 + 1
+    assert len(out.splitlines()) == 1 + len(names) + 4
     assert len(err.splitlines()) == 1 and "rename" in err
 
 
@@ -314,8 +313,8 @@ def test_videos_of_any_container_are_read(suffix):
         np.testing.assert_allclose(frame.image.mean(axis=(0, 1)), color, atol=12)
 
 
-@pytest.mark.parametrize("suffix, copied", [(".avi", ".avi"), (".mkv", ".mkv"), (".3gp", ".mp4")])
-def test_a_video_is_reported_and_copied_at_its_own_size(run, face, suffix, copied):
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+def test_a_video_is_reported_and_copied_at_its_own_size(run, face, suffix):
     nobody = filled(ORANGE)
     pictures = [face, face, nobody, face]
     os.mkdir("in")
@@ -326,7 +325,7 @@ def test_a_video_is_reported_and_copied_at_its_own_size(run, face, suffix, copie
     assert [(record["frame"], record["time"]) for record in found] == [(0, 0), (1, 0.1), (3, 0.3)]
     assert f"in/clip{suffix} frame 3 (0.30 s): face 1 box" in out
     assert f"in/clip{suffix}: 4 frames, 3 faces  " in out
-    frames = frames_of(f"out/clip_emotions{copied}")
+    frames = frames_of("out/clip_emotions.mp4")
     assert len(frames) == 4 and frames[0].fps == pytest.approx(10)
     x, y, w, _ = found[0]["box"]
     outline = np.s_[y + 1 : y + 3, x + 20 : x + w - 20]
@@ -341,7 +340,7 @@ def test_every_nth_frame_is_read_and_shown_until_the_next(run, face):
     write_clip("clip.avi", [np.roll(face, i, axis=1) for i in range(5)], "MJPG")
     run("clip.avi", flags="--output out --every 3")
     assert [(record["frame"], record["time"]) for record in records()] == [(0, 0), (3, 0.3)]
-    first, *others = (frame.image.astype(int) for frame in frames_of("out/clip_emotions.avi"))
+    first, *others = (frame.image.astype(int) for frame in frames_of("out/clip_emotions.mp4"))
     assert [np.abs(first - other).mean() > 3 for other in others] == [False, False, True]
 
 

@@ -51,7 +51,7 @@ RAFDB_TRAINING = {
     # data
     "--raf_path nowhere": "nowhere: no such folder ... --toy",
     "--raf_path file": "file",
-    "--raf_path folder": "folder/EmoLabel/list_patition_label.txt: missing",
+    "--raf_path folder": "folder: should hold EmoLabel/list_patition_label.txt and Image/aligned/",
     "--raf_path raf_label_9": "22 ... 'train_00015.jpg 9' ... label from 1 to 7",
     "--raf_path raf_no_image": "test_0003_aligned.jpg: missing ... check_data.py",
     "--raf_path raf_broken": "train_00005_aligned.jpg ... check_data.py --exclude",
