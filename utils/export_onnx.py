@@ -46,13 +46,16 @@ def export(trained: TrainedDAN) -> bytes:
     """Convert a trained network to the content of an ONNX file.
 
     Raises:
-        UserError: a package is missing, or ONNX Runtime's predictions differ from PyTorch's.
+        UserError: a package is missing or too old, or ONNX Runtime's predictions differ from
+            PyTorch's.
     """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401, torch's exporter needs it
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install {error.name}") from None
+    if torch.__version__ < "2.7":  # whose exporter does not fit today's onnxscript
+        raise UserError(f"the export needs PyTorch 2.7 or newer, not {torch.__version__}")
     size = trained.image_size
     program = torch.onnx.export(
         FacesToProbabilities(trained.inference_network()).eval(),
