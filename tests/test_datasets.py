@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from utils import labels
 from utils.data.datasets import FaceData, Split, affectnet_run_name, read_affectnet, read_rafdb
@@ -192,7 +193,8 @@ def test_splits_of_different_classes(folders):
 def test_images_of_any_depth_and_ending_are_found_and_others_named(folders):
     """A third of the images was left out without a word."""
     root = folders(train="ab", val="ab")
-    images = ["1.jpg", "2.JFIF", "3.pgm", "4.tif", "5.jp2", "6.webp", "person 1/deeper/7.PNG"]
+    images = ["1.jpg", "2.JFIF", "3.pgm", "5.jp2", "6.webp", "person 1/deeper/7.PNG"]
+    images.append("4.avif" if ".avif" in Image.registered_extensions() else "4.tif")
     rubbish = [".DS_Store", "Thumbs.db", "._0.png", "@eaDir/x.jpg", "__MACOSX/y.jpg"]
     rubbish += [".ipynb_checkpoints/z.png"]
     others = ["8.heic", "9.heic", "notes.txt"]
