@@ -113,7 +113,7 @@ CONVERT = {
 }
 CHECK = {
     "nowhere": "nowhere: no such folder",
-    "folder": "folder: no data set here",
+    "folder": "folder: has no train/ and val/",
 }
 
 TABLES = (  # script, what stands in front of every row, rows

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,6 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
 from utils.cli import Parser, whole_number
 from utils.data.datasets import (
     BAD_IMAGES,
-    RAW_AFFECTNET,
     FaceData,
     find_class_folders,
     read_affectnet,
@@ -36,9 +36,15 @@ from utils.data.datasets import (
 from utils.data.duplicates import SIDE, detail, find_matches, same_photo, thumbnail
 from utils.data.images import read_rgb
 from utils.errors import UserError, exit_on_user_error, one_line, plural, writing
-from utils.progress import progress
+from utils.progress import print_above, progress
 
 BLOCK = 64  # images that a thread decodes at a time, or pairs that are compared
+
+
+class Image(NamedTuple):
+    path: str
+    split: int  # its number: test images come last
+    label: str
 
 
 def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -> bool:
@@ -56,52 +62,55 @@ def check(root: str | os.PathLike, *, workers: int = 1, exclude: bool = False) -
         UserError: there is no data set, or one in a form that cannot be checked.
     """
     root = Path(root)
-    if exclude and (root / BAD_IMAGES).exists():
-        with writing(root / BAD_IMAGES):
-            (root / BAD_IMAGES).unlink()  # an old list would hide what it names
+    excluded = root / BAD_IMAGES
+    if exclude:
+        with writing(excluded):
+            excluded.unlink(missing_ok=True)  # an old list would hide what it names
     data = recognise(root)
     for problem in data.problems:
         print(one_line(f"{root}/{problem}"))
-    splits = data.splits.values()
-    paths = [str(split.path(i)) for split in splits for i in range(len(split))]
-    split_numbers = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
-    labels = np.concatenate([split.labels for split in splits])
-    left_out, good = {}, []  # index -> why; indices
-    thumbnails = np.empty((len(paths), SIDE, SIDE, 3), np.uint8)  # of the good ones
-    with ThreadPool(workers) as pool, progress(total=len(paths), desc="decode", unit="img") as bar:
-        for i, result in enumerate(pool.imap(decode, paths, BLOCK)):
+    images = [
+        Image(str(split.path(i)), number, data.class_names[split.labels[i]])
+        for number, split in enumerate(data.splits.values())
+        for i in range(len(split))
+    ]
+    paths = [image.path for image in images]
+    left_out, good = {}, []  # path -> why; images
+    thumbnails = np.empty((len(images), SIDE, SIDE, 3), np.uint8)  # of the good ones
+    with ThreadPool(workers) as pool:
+        results = pool.imap(decode, paths, BLOCK)
+        bar = progress(results, total=len(images), desc="decode", unit="img")
+        for image, result in zip(images, bar, strict=True):
             if isinstance(result, str):
-                left_out[i] = result
-                bar.write(one_line(f"{paths[i]}: {result}"), file=sys.stdout)
+                left_out[image.path] = result
+                print_above(one_line(f"{image.path}: {result}"))
             else:
                 thumbnails[len(good)] = result
-                good.append(i)
-            bar.update()
-    bad_files = len(left_out)
-    copies = find_copies(paths, split_numbers, good, thumbnails[: len(good)], workers)
+                good.append(image)
+    bad_files, leaks = len(left_out), 0
+    copies = find_copies(good, thumbnails[: len(good)])
     for copy, (other, flipped) in copies.items():
         how = "the mirrored photo of" if flipped else "the same photo as"
-        place = os.path.relpath(paths[other], root)
-        names = [data.class_names[labels[i]] for i in (copy, other)]
-        left_out[copy] = f"{how} {place} ({names[0]}, there {names[1]})"
-        print(one_line(f"{paths[copy]}: {left_out[copy]}"))
+        place = os.path.relpath(other.path, root)
+        left_out[copy.path] = f"{how} {place} ({copy.label}, there {other.label})"
+        leaks += copy.split != other.split
+        print(one_line(f"{copy.path}: {left_out[copy.path]}"))
     if data.others:
         print(f"{root}: not images: {data.others}")
-    leaks = sum(split_numbers[copy] != split_numbers[other] for copy, (other, _) in copies.items())
     where = f" ({leaks:,} between splits)" if copies else ""
     print(
         one_line(
-            f"{root}: {data.name}, {data.num_class} classes, {plural(len(paths), 'image')}, "
+            f"{root}: {data.name}, {data.num_class} classes, {plural(len(images), 'image')}, "
             f"{plural(bad_files, 'bad file')}, {plural(len(data.problems), 'bad label')}, "
             f"{plural(len(copies), 'duplicate')}{where}"
         )
     )
     if exclude and left_out:
-        places = [Path(os.path.relpath(paths[i], root)).as_posix() for i in left_out]
+        places = [Path(os.path.relpath(path, root)).as_posix() for path in left_out]
         table = pd.DataFrame({"path": places, "problem": left_out.values()})
-        with writing(root / BAD_IMAGES):
-            table.to_csv(root / BAD_IMAGES, index=False, errors="surrogateescape")
-        print(f"{root / BAD_IMAGES}: {plural(len(left_out), 'image')} that training leaves out")
+        with writing(excluded):
+            table.to_csv(excluded, index=False, errors="surrogateescape")
+        print(f"{excluded}: {plural(len(left_out), 'image')} that training leaves out")
     return not (data.problems or left_out or data.others)
 
 
@@ -113,17 +122,11 @@ def recognise(root: Path) -> FaceData:
     """
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder; check the path")
-    splits, keys = find_class_folders(root)
+    _, keys = find_class_folders(root)
     if (root / "EmoLabel").exists() or (root / "Image").exists() or keys == [*"1234567"]:
         return read_rafdb(root, strict=False)
-    if splits or any((root / name).exists() for name in RAW_AFFECTNET):
-        # AffectNet without contempt has no folder for it, which is fine.
-        num_class = 7 if keys == [*"0123456"] else None
-        return read_affectnet(root, num_class=num_class, strict=False)
-    raise UserError(
-        f"{root}: no data set here; looked for EmoLabel/ and Image/aligned/ (RAF-DB), and for "
-        "train/ with val/ or test/ (one folder of images per class)"
-    )
+    # AffectNet without contempt has no folder for it, which is fine.
+    return read_affectnet(root, num_class=7 if keys == [*"0123456"] else None, strict=False)
 
 
 def decode(path: str) -> np.ndarray | str:
@@ -134,36 +137,28 @@ def decode(path: str) -> np.ndarray | str:
         return str(error).removeprefix(one_line(f"{path}: "))
 
 
-def find_copies(
-    paths: Sequence[str],
-    splits: np.ndarray,
-    good: Sequence[int],
-    thumbnails: np.ndarray,
-    workers: int,
-) -> dict[int, tuple[int, bool]]:
+def find_copies(images: Sequence[Image], thumbnails: np.ndarray) -> dict[Image, tuple[Image, bool]]:
     """Find images that show the same photo as another.
 
     Args:
-        splits: (N,), number of the split of each path.
-        good: indices of the images that can be decoded.
-        thumbnails: theirs, (n, SIDE, SIDE, 3) uint8.
+        thumbnails: of the images, (N, SIDE, SIDE, 3) uint8.
 
     Returns:
         The image to leave out of each pair -> the one that stays, and whether it is mirrored.
     """
-    matches, pairs = find_matches(thumbnails, workers), []
+    matches, pairs = find_matches(thumbnails), []
     for start in progress(range(0, len(matches), BLOCK), desc="compare"):
         part = matches[start : start + BLOCK]
-        images = [(good[match.shown], good[match.other]) for match in part]
-        details = [[detail(read_rgb(paths[i])) for i in side] for side in zip(*images, strict=True)]
-        for match, pair, same in zip(part, images, same_photo(*details, part), strict=True):
+        shown = [detail(read_rgb(images[match.shown].path)) for match in part]
+        other = [detail(read_rgb(images[match.other].path)) for match in part]
+        for match, same in zip(part, same_photo(shown, other, part), strict=True):
             if same:
                 # The image of the later split stays: a test image. Within a split, the first.
-                kept, copy = sorted(pair, key=lambda i: (-splits[i], i))
+                kept, copy = sorted(match[:2], key=lambda i: (-images[i].split, i))
                 pairs.append((copy, kept, match.flipped))
     copies = {}
-    for copy, kept, flipped in sorted(pairs, key=lambda p: (p[0], -splits[p[1]], p[2])):
-        copies.setdefault(copy, (kept, flipped))
+    for copy, kept, flipped in sorted(pairs, key=lambda p: (p[0], -images[p[1]].split, p[2])):
+        copies.setdefault(images[copy], (images[kept], flipped))
     return copies
 
 
