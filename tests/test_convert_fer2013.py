@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import REPOSITORY
 from tests.releases import report, tree, write_csv
 from utils import convert_fer2013
 from utils.convert_fer2013 import FER2013, VOTES, convert, majority
@@ -121,9 +120,6 @@ def test_folders_of_images_with_label_csv(tmp_path):
     valid = tmp_path / "FER2013Valid/fer0000001.png"
     assert files["val/anger/fer0000001.png"] == valid.read_bytes()
     assert report(tmp_path / "out") == {"fer0000002.png": "missing image"}
-    (tmp_path / "FER2013Test/label.csv").write_text("a,b\nc,d,e\n")
-    with pytest.raises(UserError, match="FER2013Test/label.csv: cannot be read"):
-        convert(tmp_path, output=tmp_path / "out")
 
 
 def test_interrupted_and_continued(tmp_path, source, monkeypatch):
@@ -148,20 +144,20 @@ def test_interrupted_and_continued(tmp_path, source, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    "row",
     [
-        ([3, "1 2 3", "Training"], r"f\.csv:23: .*'1 2 3'"),
-        ([7, "0 " * 2304, "Training"], r"emotion '7'"),
-        ([-1, "0 " * 2304, "Training"], r"emotion '-1'"),
-        ([3, "0 " * 2304, "Test"], r"Usage 'Test'"),
-        ([3, "0 " * 2304], r"f\.csv:23: has 2 fields"),
+        [3, "1 2 3", "Training"],
+        [7, "0 " * 2304, "Training"],
+        [-1, "0 " * 2304, "Training"],
+        [3, "0 " * 2304, "Test"],
+        [3, "0 " * 2304],
     ],
     ids=["pixels", "emotion 7", "emotion -1", "usage", "fields"],
 )
-def test_damaged_rows_are_named(tmp_path, source, row, message):
+def test_damaged_rows_are_named(tmp_path, source, row):
     with open(source, "a", newline="") as file:
         csv.writer(file).writerow(row)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"f\.csv:23: not a row of FER2013"):
         convert(source, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -173,8 +169,6 @@ def test_damaged_rows_are_named(tmp_path, source, row, message):
         ("f.csv", "shuffled.csv", "shuffled.csv: its 21 rows are not"),
         ("f.csv", "f.csv", "no column Image name, neutral"),
         ("short.csv", None, "no column emotion, pixels"),
-        (REPOSITORY, None, "cannot be read .*Is a directory"),
-        ("nothing.csv", None, "cannot be read"),
     ],
 )
 def test_wrong_files(tmp_path, source, monkeypatch, fer2013, ferplus, message):

@@ -14,12 +14,9 @@ An interrupted conversion continues when it is started again.
 
 import os
 import shutil
-import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
@@ -31,8 +28,8 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import REPOSITORY, Parser, locate, whole_number
-from utils.data.conversion import Face, link_images, read_table, write_class_folders, write_whole
-from utils.data.datasets import AFFECTNET_URL, SPLIT_NAMES, TOY_MARKER
+from utils.data.conversion import Face, link_image, read_table, write_class_folders, write_whole
+from utils.data.datasets import AFFECTNET_URL, TOY_MARKER
 from utils.data.images import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -48,15 +45,11 @@ from utils.progress import progress
 CLASSES = {str(code): f"{code} {name}" for code, name in enumerate(AFFECTNET)}  # by folder
 CODES = {key: code for code, name in enumerate(AFFECTNET) for key in (str(code), canonical(name))}
 CROP_SIZE = 224  # pixels
-PHASES = {name: names[0] for names in SPLIT_NAMES for name in names}
 BOX = ["face_x", "face_y", "face_width", "face_height"]
 
 
 def convert(
-    aff_path: str | os.PathLike,
-    *,
-    output: str | os.PathLike | None = None,
-    workers: int | None = None,
+    aff_path: str | os.PathLike, *, output: str | os.PathLike | None = None, workers: int = 1
 ) -> str:
     """Write class folders for the AffectNet release that lies in a folder.
 
@@ -71,15 +64,14 @@ def convert(
     release, faces = read_release(folder)
     print(f"{folder}: found the {release}, {plural(len(faces), 'row')}")
     _choose_targets(faces)
-    crops = any(face.box for face in faces)
-    write = partial(_crop_images, workers=workers) if crops else link_images
     summary = write_class_folders(
         output,
         faces,
-        write,
+        _write_face,
         columns=("phase", "source", "label", "reason"),
         classes=CLASSES,
         published=AFFECTNET_COUNTS,
+        workers=workers,
     )
     if (folder / TOY_MARKER).exists() and not (output / TOY_MARKER).exists():
         shutil.copyfile(folder / TOY_MARKER, output / TOY_MARKER)
@@ -154,10 +146,13 @@ def _read_manual(folder: Path, phase: str, name: str) -> Iterator[Face]:
 
 def _read_list(path: Path) -> Iterator[Face]:
     for line, (phase, image, label), problem in read_table(path, ["phase", "img_path", "label"]):
-        phase = PHASES.get(phase.lower(), phase)
-        if phase not in AFFECTNET_COUNTS:
-            problem = problem or "phase is neither train nor val"
-        yield Face(phase, image or f"{path.name}:{line}", label, problem)
+        face = Face(phase, image or f"{path.name}:{line}", label, problem)
+        for split in AFFECTNET_COUNTS:
+            if phase.lower().startswith(split):  # also training, validation
+                face.split = split
+        if face.split not in AFFECTNET_COUNTS:
+            face.reason = face.reason or "phase is neither train nor val"
+        yield face
 
 
 def _locate(faces: Iterable[Face], bases: Sequence[Path]) -> None:
@@ -169,8 +164,6 @@ def _locate(faces: Iterable[Face], bases: Sequence[Path]) -> None:
     """
     places: dict[str, list[str]] = {}  # of a folder in the list, where it may be here
     for face in faces:
-        if face.reason:
-            continue
         folder, _, name = face.source.replace("\\", "/").rpartition("/")
         if folder not in places:
             parts = folder.split("/")
@@ -181,7 +174,7 @@ def _locate(faces: Iterable[Face], bases: Sequence[Path]) -> None:
             places[folder] = found[:1]
             face.source = os.path.join(found[0], name)
         else:
-            face.reason = "missing image"
+            face.reason = face.reason or "missing image"
 
 
 def _choose_targets(faces: Iterable[Face]) -> None:
@@ -209,18 +202,10 @@ def _choose_targets(faces: Iterable[Face]) -> None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _crop_images(faces: Sequence[Face], output: Path, workers: int | None) -> Iterator[str]:
-    """Cut faces from their photos; yield for each why it cannot be used, or ""."""
-    processes = ProcessPoolExecutor(  # whose processes leave Ctrl-C to the parent
-        workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
-    try:
-        yield from processes.map(partial(_crop_image, output=output), faces, chunksize=16)
-    finally:
-        processes.shutdown(cancel_futures=True)
-
-
-def _crop_image(face: Face, output: Path) -> str:
+def _write_face(output: Path, face: Face) -> str:
+    """Link an image, or cut the face from a photo; return why that cannot be done, or ""."""
+    if not face.box:
+        return link_image(output, face)
     try:
         photo = Image.fromarray(read_rgb(face.source))
         crop = crop_face(photo, [float(number) for number in face.box])
@@ -242,7 +227,7 @@ def crop_face(photo: Image.Image, box: Sequence[float]) -> Image.Image:
         box: left, top, width, height in pixels.
 
     Raises:
-        ValueError: the box lies outside the photo, or is far too large for it.
+        ValueError: the box is empty, lies outside the photo, or is far too large for it.
     """
     left, top, width, height = map(round, box)
     right, bottom = left + width, top + height
@@ -259,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     aff_path = locate("datasets/AffectNet")
     add("--aff_path", metavar="DIR", default=aff_path, help="folder of the release")
     add("--output", metavar="DIR", help="folder for train/ and val/ (default: that of --aff_path)")
-    help = "processes that crop photos"
+    help = "threads that decode images"
     add("--workers", metavar="N", type=whole_number(1), default=os.cpu_count(), help=help)
     print(convert(**vars(parser.parse_args(argv))))
 

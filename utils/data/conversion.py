@@ -5,8 +5,10 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +33,13 @@ class Face:
     pixels: np.ndarray | None = None  # (h, w) uint8, of an image that is not a file
 
 
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str], str]]:
+def read_table(
+    path: Path, columns: Sequence[str], header: Sequence[str] | None = None
+) -> Iterator[tuple[int, list[str], str]]:
     """Read some columns of a CSV file, with commas, semicolons or tabs between its cells.
+
+    Args:
+        header: names of the columns of a file that does not give them.
 
     Yields:
         The line number, the cells without spaces around them, and "". Where a row has more or fewer
@@ -43,22 +50,18 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[s
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
             rows = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(rows, [])]
+            header = header or [name.strip() for name in next(rows, [])]
             if missing := ", ".join(name for name in columns if name not in header):
                 raise UserError(f"{path}: no column {missing}; expected {', '.join(columns)}")
             indices = [header.index(name) for name in columns]
-            for row in rows:
+            for row in filter(any, rows):
                 if not any(row[len(header) :]):
                     del row[len(header) :]  # empty cells that spreadsheets leave
-                if not any(row):
-                    continue
                 if len(row) == len(header):
                     yield rows.line_num, [row[index].strip() for index in indices], ""
                 else:
                     problem = f"has {plural(len(row), 'field')}, but the header {len(header)}"
                     yield rows.line_num, [""] * len(columns), problem
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from None
 
@@ -66,20 +69,22 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[s
 def write_class_folders(
     output: Path,
     faces: Sequence[Face],
-    write: Callable[[Sequence[Face], Path], Iterable[str]],
+    write: Callable[[Path, Face], str],
     *,
     columns: Sequence[str],
     classes: Mapping[str, str],
     published: Mapping[str, Sequence[int] | None],
+    workers: int = 1,
 ) -> str:
     """Write the faces that an earlier conversion has not written, and report what is left out.
 
     Args:
         output: the folder below which the faces' targets lie.
-        write: writes faces, and yields for each why it cannot be used, or "".
+        write: writes a face there, and returns why it cannot be used, or "".
         columns: what convert_report.csv calls split, source, label and reason.
         classes: folder of each class -> its name in the table.
         published: published number of images per class of each split, where there is one.
+        workers: threads that write.
 
     Returns:
         A table of images per class, why rows were left out, and what to do next.
@@ -88,8 +93,6 @@ def write_class_folders(
         UserError: no image can be used, or the class folders hold others, which training would
             read too.
     """
-    if not faces:
-        raise UserError(f"{output}: the data set lists no image; get another copy")
     report = output / "convert_report.csv"
     usable = [face for face in faces if not face.reason]
     with writing(output):
@@ -97,22 +100,23 @@ def write_class_folders(
             Path(path).relative_to(output).as_posix()
             for split in published
             for name in classes
-            if (output / split / name).is_dir()
             for path in walk_files(output / split / name)
             if has_suffix(path, IMAGE_SUFFIXES)
         }
         if others := sorted(present - {face.target for face in usable}):
             raise UserError(
                 f"{output}: the class folders hold {plural(len(others), 'image')} that this "
-                f"conversion does not put there ({', '.join(others[:3])}), perhaps of an earlier "
-                "one with other labels; move them away or give another --output"
+                f"conversion does not put there, such as {others[0]}; give another --output"
             )
         output.mkdir(parents=True, exist_ok=True)
         (output / UNFINISHED).write_text(shlex.join(["python", *sys.argv]))  # how to continue
         todo = [face for face in usable if face.target not in present]
-        bar = progress(write(todo, output), desc="images", total=len(todo), unit="img")
-        for face, reason in zip(todo, bar, strict=True):
-            face.reason = reason
+        with ThreadPool(workers) as pool:
+            run = partial(pool.imap, chunksize=16) if workers > 1 else map
+            reasons = run(partial(write, output), todo)
+            bar = progress(reasons, desc="images", total=len(todo), unit="img")
+            for face, reason in zip(todo, bar, strict=True):
+                face.reason = reason
         unused = [face for face in faces if face.reason]
         with open(report, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = ([face.split, face.source, face.label, face.reason] for face in unused)
@@ -122,7 +126,8 @@ def write_class_folders(
     reasons = Counter(face.reason for face in unused).most_common(10)
     reasons = [f"left out {number:,}: {reason}" for reason, number in reasons]
     if not used:
-        raise UserError(f"{output}: no image can be used: {'; '.join(reasons)}; see {report}")
+        why = "; ".join(reasons) or "the data set lists none"
+        raise UserError(f"{output}: no image can be used: {why}; see {report}")
     table = pd.DataFrame(index=[*classes.values()])
     for split, numbers in published.items():
         table[split] = [used[f"{split}/{folder}"] for folder in classes]
@@ -138,22 +143,20 @@ def write_class_folders(
     return "\n".join(lines)
 
 
-def link_images(faces: Iterable[Face], output: Path) -> Iterator[str]:
-    """Hard-link images, or copy them where links do not work; yield why one is unusable, or ""."""
-    for face in faces:
-        target = output / face.target
-        try:
-            if not _is_whole_jpeg(face.source):
-                read_rgb(face.source)
-        except (OSError, UserError):
-            yield "unreadable image"
-            continue
-        os.makedirs(target.parent, exist_ok=True)
-        try:  # os.link does not follow symbolic links on Linux
-            os.link(os.path.realpath(face.source), target)
-        except OSError:  # another file system, or one without hard links
-            write_whole(target, Path(face.source).read_bytes())
-        yield ""
+def link_image(output: Path, face: Face) -> str:
+    """Hard-link an image, or copy it where links do not work; return why it is unusable, or ""."""
+    target = output / face.target
+    try:
+        if not _is_whole_jpeg(face.source):
+            read_rgb(face.source)
+    except (OSError, UserError):
+        return "unreadable image"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:  # os.link does not follow symbolic links on Linux
+        os.link(os.path.realpath(face.source), target)
+    except OSError:  # another file system, or one without hard links
+        write_whole(target, Path(face.source).read_bytes())
+    return ""
 
 
 def _is_whole_jpeg(path: str) -> bool:
