@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY
 from tests.releases import write_npy_release
 from utils import check_data
 from utils.convert_affectnet import convert
+from utils.data import duplicates
 from utils.data.datasets import read_rafdb
 from utils.data.duplicates import detail, find_matches, same_photo, thumbnail
 from utils.errors import UserError
@@ -186,7 +187,8 @@ def faces(toy_raf, photo):
 
 
 @pytest.mark.parametrize("transform", ["flip", "jpeg", "crop", "half", "double", "flip and crop"])
-def test_copies_are_found_and_nothing_else(faces, transform):
+def test_copies_are_found_and_nothing_else(faces, transform, monkeypatch):
+    monkeypatch.setattr(duplicates, "_CHUNK", 8)
     change = {
         "flip": ImageOps.mirror,
         "jpeg": recompress,
