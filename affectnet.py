@@ -24,7 +24,8 @@ from utils.toy.sets import write_affectnet
 from utils.training import engine, evaluation
 from utils.training.run import Run
 
-# What --toy presets; a flag that is given wins.
+# What --toy presets; a flag that is given wins. The recipe's augmentation wants more epochs than a
+# first try should take.
 TOY = {
     "aff_path": "datasets/toy-AffectNet",
     "pretrained": "none",
@@ -34,6 +35,7 @@ TOY = {
     "warmup_epochs": 0.25,
     "clip_grad": 1.0,
     "schedule": "cosine",
+    "geometric": 0.2,
     "epochs": 3,
 }
 
@@ -55,8 +57,8 @@ def run_name(args: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    recipe = {"batch_size": 256, "lr": 1e-4, "epochs": 40, "optimizer": "adam"}
-    parser = cli.RecipeParser(__doc__, run_name, **recipe, toy=TOY)
+    recipe = {"batch_size": 256, "lr": 1e-4, "epochs": 40, "geometric": AUGMENT.geometric}
+    parser = cli.RecipeParser(__doc__, run_name, **recipe, optimizer="adam", toy=TOY)
     parser.data.add_argument(
         "--aff_path",
         metavar="DIR",
@@ -107,8 +109,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- training --------------------------------------------------------------------------------
     run = Run(args, saved, data, world, model, criterion, optimizer, scheduler)
-    # The recipe's augmentation wants more epochs than a first try should take.
-    augment = replace(AUGMENT, geometric=0.2) if args.toy else AUGMENT
+    augment = replace(AUGMENT, geometric=args.geometric)
     engine.fit(run, data, augment, order=balanced)
 
 

@@ -5,6 +5,8 @@ python rafdb.py --toy                 drawn faces, no data or weights needed
 python rafdb.py --evaluate --checkpoint models/rafdb/best.pth
 """
 
+from dataclasses import replace
+
 import torch
 
 from networks.dan import DAN
@@ -43,7 +45,8 @@ AUGMENT = Augmentation(
 
 def main(argv: list[str] | None = None) -> None:
     # ---- flags -----------------------------------------------------------------------------------
-    parser = cli.RecipeParser(__doc__, "rafdb", batch_size=256, lr=0.1, epochs=40, toy=TOY)
+    recipe = {"batch_size": 256, "lr": 0.1, "epochs": 40, "geometric": AUGMENT.geometric}
+    parser = cli.RecipeParser(__doc__, "rafdb", **recipe, toy=TOY)
     parser.data.add_argument(
         "--raf_path", metavar="DIR", default="datasets/raf-basic", help="RAF-DB's folder"
     )
@@ -84,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- training --------------------------------------------------------------------------------
     run = Run(args, saved, data, world, model, criterion, optimizer, scheduler)
-    engine.fit(run, data, AUGMENT, order=shuffled)
+    augment = replace(AUGMENT, geometric=args.geometric)
+    engine.fit(run, data, augment, order=shuffled)
 
 
 if __name__ == "__main__":

@@ -56,11 +56,11 @@ def test_a_good_set_is_one_line(capsys, raf):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
-    """Seven bad files and two bad labels: more than training's error names."""
+    """Seven bad files and three bad labels: more than training's error names."""
     monkeypatch.setattr(check_data, "BLOCK", 8)
     labels = raf / "EmoLabel/list_patition_label.txt"
     text = labels.read_text().splitlines()
-    labels.write_text("\n".join([*text, "train_00001.jpg 9", "nonsense"]))
+    labels.write_text("\n".join([*text, "train_00001.jpg 9", text[0], "nonsense"]))
     faces = raf / "Image/aligned"
     whole = (faces / "train_00010_aligned.jpg").read_bytes()
     for n in range(1, 5):
@@ -69,9 +69,9 @@ def test_every_problem_of_rafdb_is_named(capsys, raf, monkeypatch, workers):
     for n in (7, 8):
         (faces / f"train_0000{n}_aligned.jpg").unlink()
     code, lines, summary = check(capsys, raf, "--workers", workers)
-    assert code == 1 and summary.endswith(", 70 images, 7 bad files, 2 bad labels, 0 duplicates")
+    assert code == 1 and summary.endswith(", 70 images, 7 bad files, 3 bad labels, 0 duplicates")
     expected = [
-        *((f"EmoLabel/list_patition_label.txt:{n}", "label from 1 to 7") for n in (71, 72)),
+        *((f"EmoLabel/list_patition_label.txt:{n}", "label from 1 to 7") for n in (71, 72, 73)),
         *((f"Image/aligned/train_0000{n}_aligned.jpg", "cannot be read") for n in (1, 2, 3, 4)),
         *((f"Image/aligned/train_0000{n}_aligned.jpg", "missing") for n in (7, 8)),
         ("Image/aligned/test_0021_aligned.jpg", "not an image"),
@@ -86,7 +86,7 @@ def test_class_folders(capsys, tmp_path):
     for path in (root / "val/b").iterdir():
         path.unlink()
     code, (problem, image), summary = check(capsys, root)
-    assert code == 1 and problem == "val/b: no images"
+    assert code == 1 and problem == "val: no images of class b"
     assert image.startswith("train/a/0.png: not an image")
     assert summary == f"{root}: mine, 3 classes, 10 images, 1 bad file, 1 bad label, 0 duplicates"
 
@@ -123,7 +123,7 @@ def test_excluded_images_are_left_out_by_training(capsys, raf):
 )
 def test_numbered_folders(capsys, tmp_path, classes, held_out, name, missing):
     code, lines, summary = check(capsys, write_folders(tmp_path, classes, held_out))
-    expected = [f"{split}/{missing}: no images" for split in ("train", held_out)]
+    expected = [f"{split}: no images of class {missing}" for split in ("train", held_out)]
     assert lines == (expected if missing else []) and code == bool(missing)
     assert name in summary
 

@@ -114,12 +114,17 @@ def test_folders_of_images_with_label_csv(tmp_path):
             rows.append([path.name, "(0, 0, 48, 48)", *votes(anger=8, fear=2)[1:]])
         write_csv(tmp_path / folder / "label.csv", rows[0], rows[1:])
     (tmp_path / "FER2013Test/fer0000002.png").unlink()
+    with open(tmp_path / "FER2013Test/label.csv", "a") as file:
+        file.write("fer0000003.png,8\n")
     convert(tmp_path, output=tmp_path / "out")
     files = tree(tmp_path / "out")
     assert len(files) == 11
     valid = tmp_path / "FER2013Valid/fer0000001.png"
     assert files["val/anger/fer0000001.png"] == valid.read_bytes()
-    assert report(tmp_path / "out") == {"fer0000002.png": "missing image"}
+    assert report(tmp_path / "out") == {
+        "fer0000002.png": "missing image",
+        "label.csv:5": "has 2 fields, but the header 12",
+    }
 
 
 def test_interrupted_and_continued(tmp_path, source, monkeypatch):

@@ -279,6 +279,12 @@ def test_copies_do_not_collide_overwrite_a_photo_or_become_inputs(run, photo):
     assert Path("a/face.jpg").read_bytes() == photo.read_bytes()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
+def test_a_json_file_on_a_full_disk_is_one_line(checkpoint, photo):
+    with pytest.raises(UserError, match="/dev/full: cannot be written"):
+        demo.main(["--image", str(photo), "--json", "/dev/full", "--checkpoint", checkpoint])
+
+
 def test_names_of_any_kind_are_read_copied_and_told_apart(run, photo, face):
     names = ["-a.jpg", "two\nlines.jpg", "é" * 120 + ".png"]
     names += ["x" * 250 + ".jpg", "x" * 249 + "y.jpg", f"{'f' * 200}/{'é' * 120}.png"]

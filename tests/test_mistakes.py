@@ -74,10 +74,10 @@ RAFDB_EVALUATION = {
 }
 AFFECTNET_TRAINING = {
     "--aff_path nowhere": "nowhere: no such folder ... --toy",
-    "--aff_path folder": "folder: has no train/",
+    "--aff_path folder": "folder: should hold train/",
     "--aff_path aff_raw": "python utils/convert_affectnet.py --aff_path aff_raw",
     "--aff_path aff_unfinished": "aff_unfinished: its conversion was interrupted",
-    "--aff_path own_one_class": "at least 2 are needed",
+    "--aff_path own_one_class": "at least 2 classes",
     "--aff_path own --num_class 8": "has 3 class folders of its own, but --num_class 8",
     "--toy": "aff: exists and is not a toy data set",
 }
@@ -113,7 +113,7 @@ CONVERT = {
 }
 CHECK = {
     "nowhere": "nowhere: no such folder",
-    "folder": "folder: has no train/ and val/",
+    "folder": "folder: no data set here",
 }
 
 TABLES = (  # script, what stands in front of every row, rows

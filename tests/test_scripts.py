@@ -81,11 +81,11 @@ def test_defaults_are_the_papers(start, monkeypatch, script, toy_raf, toy_aff):
 def test_toy_presets_and_given_flags(start, monkeypatch, script, path, write):
     """A given flag wins over what --toy presets, and that over the recipe's default."""
     monkeypatch.setattr(script, write.func.__name__, write)
-    given = {"lr": 0.5, "val_fraction": 0.3}
+    given = {"lr": 0.5, "geometric": 0.4, "val_fraction": 0.3}
     flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     run, augment, _ = start(script, "--toy", *flags)
     assert vars(run.args).items() >= {**script.TOY, **given}.items()
-    assert run.data.toy and run.chosen_on == "val" and augment.geometric == 0.2
+    assert run.data.toy and run.chosen_on == "val" and augment.geometric == 0.4
     schedule = run.recipe["scheduler_settings"]  # cosine decay is applied step by step
     assert (schedule["class"], schedule["factor"]) == ("ConstantLR", 1)
     run, *_ = start(script, "--toy", f"--{path}", "mine")

@@ -28,6 +28,7 @@ if __name__ == "__main__":  # run as a file, from anywhere: `utils` lies one fol
 from utils.cli import Parser, whole_number
 from utils.data.datasets import (
     BAD_IMAGES,
+    RAW_AFFECTNET,
     FaceData,
     find_class_folders,
     read_affectnet,
@@ -122,11 +123,17 @@ def recognise(root: Path) -> FaceData:
     """
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder; check the path")
-    _, keys = find_class_folders(root)
+    splits, keys = find_class_folders(root)
     if (root / "EmoLabel").exists() or (root / "Image").exists() or keys == [*"1234567"]:
         return read_rafdb(root, strict=False)
-    # AffectNet without contempt has no folder for it, which is fine.
-    return read_affectnet(root, num_class=7 if keys == [*"0123456"] else None, strict=False)
+    if splits or any((root / name).exists() for name in RAW_AFFECTNET):
+        # AffectNet without contempt has no folder for it, which is fine.
+        num_class = 7 if keys == [*"0123456"] else None
+        return read_affectnet(root, num_class=num_class, strict=False)
+    raise UserError(
+        f"{root}: no data set here; looked for EmoLabel/ and Image/aligned/ (RAF-DB), and for "
+        "train/ with val/ or test/ (one folder of images per class)"
+    )
 
 
 def decode(path: str) -> np.ndarray | str:

@@ -58,6 +58,8 @@ class RecipeParser(Parser):
         description: of the script.
         name: of the recipe: its runs go to models/NAME. A function of the flags where it depends
             on them.
+        geometric: default of --geometric, the recipe's probability; without it there is no such
+            flag.
         toy: flags that --toy presets; without it there is no --toy.
     """
 
@@ -70,6 +72,7 @@ class RecipeParser(Parser):
         lr: float,
         epochs: int,
         optimizer: str = "sgd",
+        geometric: float | None = None,
         toy: Mapping[str, Any] | None = None,
     ):
         super().__init__(description=description)
@@ -100,6 +103,9 @@ class RecipeParser(Parser):
         add("--warmup_epochs", type=not_negative, default=0.0, help=warmup)
         clip = "limit the norm of the gradient of all parameters; 0 for no limit"
         add("--clip_grad", type=not_negative, default=0.0, help=clip)
+        shaken = "probability that a training image is rotated, scaled, shifted or cropped"
+        if geometric is not None:
+            add("--geometric", type=probability, default=geometric, help=shaken)
         add(
             "--num_head",
             type=whole_number(0),
@@ -395,3 +401,4 @@ def whole_number(low: int, high: float = inf) -> Callable[[str], int]:
 
 not_negative = partial(_number, kind=float, low=0)
 fraction = partial(_number, kind=float, low=0, high=0.9)
+probability = partial(_number, kind=float, low=0, high=1)

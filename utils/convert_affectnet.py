@@ -164,6 +164,8 @@ def _locate(faces: Iterable[Face], bases: Sequence[Path]) -> None:
     """
     places: dict[str, list[str]] = {}  # of a folder in the list, where it may be here
     for face in faces:
+        if face.reason:
+            continue
         folder, _, name = face.source.replace("\\", "/").rpartition("/")
         if folder not in places:
             parts = folder.split("/")
@@ -174,7 +176,7 @@ def _locate(faces: Iterable[Face], bases: Sequence[Path]) -> None:
             places[folder] = found[:1]
             face.source = os.path.join(found[0], name)
         else:
-            face.reason = face.reason or "missing image"
+            face.reason = "missing image"
 
 
 def _choose_targets(faces: Iterable[Face]) -> None:

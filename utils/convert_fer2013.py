@@ -57,6 +57,8 @@ def convert(
         faces, write = list(_read_folders(path)), link_image
     else:
         path = next((path / name for name in CSV_NAMES if (path / name).exists()), path)
+        if path.is_dir():
+            raise UserError(f"{path}: holds no {', '.join(CSV_NAMES)} or FER2013Train/")
         faces, write = list(_read_csv(path)), _write_pixels
         if ferplus:
             _read_votes(Path(ferplus), faces)
@@ -104,11 +106,11 @@ def _read_votes(path: Path, faces: Sequence[Face]) -> None:
 def _read_folders(root: Path) -> Iterator[Face]:
     for folder, split in FOLDERS.items():
         table = read_table(root / folder / "label.csv", ["name", *VOTES], ["name", "box", *VOTES])
-        for _, (name, *votes), _ in table:
-            image = root / folder / name
+        for line, (name, *votes), problem in table:
+            image = root / folder / (name or f"label.csv:{line}")
             label, reason = majority(votes)
             reason = reason or ("" if image.is_file() else "missing image")
-            yield Face(split, str(image), label, reason)
+            yield Face(split, str(image), label, problem or reason)
 
 
 def majority(votes: Sequence[str]) -> tuple[str, str]:

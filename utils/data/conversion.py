@@ -106,7 +106,8 @@ def write_class_folders(
         if others := sorted(present - {face.target for face in usable}):
             raise UserError(
                 f"{output}: the class folders hold {plural(len(others), 'image')} that this "
-                f"conversion does not put there, such as {others[0]}; give another --output"
+                f"conversion does not put there, such as {others[0]}, perhaps of one with other "
+                "labels; move them away or give another --output"
             )
         output.mkdir(parents=True, exist_ok=True)
         (output / UNFINISHED).write_text(shlex.join(["python", *sys.argv]))  # how to continue

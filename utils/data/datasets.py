@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -174,66 +174,92 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not is_rubbish(p.name) and p.is_dir())
 
 
-def _read_class_folders(
-    root: Path, folders: Sequence[Path], codes: Sequence[str], name: str, classes: Sequence[str]
-) -> FaceData:
-    """Read the class folders `codes`, which labels index, of each split."""
-    splits, others, problems = [], [], []
+def _list_class_folders(folders: Sequence[Path], codes: Sequence[str]) -> tuple[list[Split], str]:
+    """List the images in the class folders `codes`, which labels index; describe the other
+    files."""
+    splits, others = [], []
     for folder in folders:
         images = []
         for label, code in enumerate(codes):
-            files = list(walk_files(folder / code))
-            found = [path for path in files if has_suffix(path, IMAGE_SUFFIXES)]
-            images += [(path.removeprefix(f"{folder}{os.sep}"), label) for path in found]
-            others += [path for path in files if not has_suffix(path, IMAGE_SUFFIXES)]
-            if not found:
-                problems.append(f"{folder.name}/{code}: no images")
+            for path in walk_files(folder / code):
+                if has_suffix(path, IMAGE_SUFFIXES):
+                    images.append((path.removeprefix(f"{folder}{os.sep}"), label))
+                else:
+                    others.append(path)
         splits.append(_make_split(folder, images))
-    about = {"root": root, "others": describe_others(others), "problems": problems}
-    return FaceData(name, tuple(classes), *splits, **about)
+    return splits, describe_others(others)
 
 
-def _make_split(folder: Path, images: Sequence[tuple[str, int]]) -> Split:
+def _make_split(folder: Path, images: Iterable[tuple[str, int]]) -> Split:
     """Make a split of paths in a folder and labels."""
+    images = list(images)
     names = np.array([os.fsencode(path) for path, _ in images], dtype="S")
     return Split(folder, names, np.array([label for _, label in images], np.int64))
 
 
-def _checked(
-    data: FaceData, strict: bool, published: Mapping[str, Sequence[int]] | None = None
+def _face_data(
+    root: Path,
+    splits: Sequence[Split],
+    strict: bool,
+    *,
+    codes: Sequence[str],
+    problems: Sequence[str] = (),
+    published: Mapping[str, Sequence[int]] | None = None,
+    note: str = "",
+    **about,
 ) -> FaceData:
-    """Raise the problems if strict, leave the images in BAD_IMAGES out, and note whether the
-    numbers of images per class are the published ones."""
-    root, problems = data.root, data.problems
+    """Make a data set of what a reader has found, without the images in BAD_IMAGES.
+
+    Args:
+        splits: train and val, or train, val and test.
+        strict: raise the problems.
+        codes: what the files call the classes.
+        published: images per class of each split, to compare with.
+        about: further fields of FaceData.
+    """
+    splits, left_out = _without_bad_images(root, splits)
+    counts = [split.counts(len(codes)) for split in splits]
+    problems = [*problems]
+    for name, numbers in zip(("train", "val", "test"), counts, strict=False):
+        empty = [code for code, number in zip(codes, numbers, strict=True) if number == 0]
+        if empty:
+            problems.append(f"{name}: no images of class {', '.join(empty)}")
     if strict and problems:
         raise UserError(
             f"{root}: {plural(len(problems), 'problem')}: {'; '.join(problems[:5])}; correct that "
             f"(python utils/check_data.py {shlex.quote(str(root))} lists all problems)"
         )
-    if (root / BAD_IMAGES).exists():
-        data = _without_bad_images(data)
+    data = FaceData(
+        **about,
+        **dict(zip(("train", "val", "test"), splits, strict=False)),
+        root=root,
+        note=note,
+        left_out=left_out,
+        problems=problems,
+    )
     if published is not None and not data.toy:
-        counts = [split.counts(data.num_class) for split in data.splits.values()]
         same = all(map(np.array_equal, counts, published.values()))
         note = f"It {'has' if same else 'does not have'} the published numbers of images per class."
         data = replace(data, note=f"{note} {data.note}".strip())
     return data
 
 
-def _without_bad_images(data: FaceData) -> FaceData:
-    path = data.root / BAD_IMAGES
+def _without_bad_images(root: Path, splits: Sequence[Split]) -> tuple[list[Split], int]:
+    """Leave out the images in BAD_IMAGES, and count them."""
+    path = root / BAD_IMAGES
+    if not path.exists():
+        return list(splits), 0
     options = {"dtype": str, "keep_default_na": False, "encoding_errors": "surrogateescape"}
     try:
         table = pd.read_csv(path, usecols=["path"], **options)
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it") from None
-    bad, splits, left_out = {data.root / name for name in table["path"]}, {}, 0
-    for name, split in data.splits.items():
+    bad, kept = {root / name for name in table["path"]}, []
+    for split in splits:
         good = np.array([split.path(i) not in bad for i in range(len(split))], bool)
         names = np.array(split.names[good].tolist(), dtype="S")  # only as wide as they need
-        splits[name] = Split(split.root, names, split.labels[good])
-        left_out += len(split) - len(names)
-    return replace(data, **splits, left_out=left_out)
+        kept.append(Split(split.root, names, split.labels[good]))
+    return kept, sum(map(len, splits)) - sum(map(len, kept))
 
 
 # ---- RAF-DB --------------------------------------------------------------------------------------
@@ -259,38 +285,33 @@ def read_rafdb(root: str | os.PathLike, *, strict: bool = True) -> FaceData:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; get RAF-DB from {RAFDB_URL}, or try --toy")
     folders, keys = find_class_folders(root)
+    about = {"name": "RAF-DB", "class_names": labels.RAFDB, "published": labels.RAFDB_COUNTS}
     if folders and {*keys} <= {*RAFDB_CODES} and not (root / RAFDB_LABELS).exists():
-        data = _read_class_folders(root, folders, RAFDB_CODES, "RAF-DB", labels.RAFDB)
+        splits, about["others"] = _list_class_folders(folders, RAFDB_CODES)
     else:
-        data = _read_label_file(root)
-    return _checked(data, strict, labels.RAFDB_COUNTS)
+        splits, about["problems"] = _read_label_file(root)
+    return _face_data(root, splits, strict, codes=RAFDB_CODES, **about)
 
 
-def _read_label_file(root: Path) -> FaceData:
-    """Read RAF-DB as it is distributed."""
+def _read_label_file(root: Path) -> tuple[list[Split], list[str]]:
+    """Read RAF-DB as it is distributed, and what is wrong with the lines of its label file."""
     if not ((root / RAFDB_LABELS).exists() and (root / RAFDB_IMAGES).is_dir()):
         raise UserError(
             f"{root}: should hold {RAFDB_LABELS} and {RAFDB_IMAGES}/, or train/1 ... 7 and "
             "test/1 ... 7; affectnet.py --aff_path reads other data sets"
         )
-    images, problems = {"train": [], "test": []}, []
+    images, problems = {"train": {}, "test": {}}, []
     text = (root / RAFDB_LABELS).read_text(encoding="utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         match = _RAFDB_LINE.fullmatch(line.strip())
-        if match:
-            images[match[2]].append((f"{match[1]}_aligned.jpg", int(match[3]) - 1))
+        if match and (name := f"{match[1]}_aligned.jpg") not in images[match[2]]:
+            images[match[2]][name] = int(match[3]) - 1
         elif line.strip():
             problems.append(
                 f"{RAFDB_LABELS}:{number}: {line[:60]!r} is not 'train_NNNNN.jpg LABEL' or "
-                "'test_NNNN.jpg LABEL' with a label from 1 to 7"
+                "'test_NNNN.jpg LABEL' with a label from 1 to 7, or names an image again"
             )
-    train, test = (_make_split(root / RAFDB_IMAGES, listed) for listed in images.values())
-    for name, split in (("train", train), ("test", test)):
-        missing = np.flatnonzero(split.counts(7) == 0) + 1
-        if len(missing):
-            codes = ", ".join(map(str, missing))
-            problems.append(f"{RAFDB_LABELS}: no {name} images of class {codes}")
-    return FaceData("RAF-DB", labels.RAFDB, train, test, root=root, problems=problems)
+    return [_make_split(root / RAFDB_IMAGES, split.items()) for split in images.values()], problems
 
 
 # ---- AffectNet, and data sets of any other classes -----------------------------------------------
@@ -328,33 +349,28 @@ def read_affectnet(
         )
     if len(keys) < 2:
         raise UserError(
-            f"{root}: has no train/ and val/ (or valid/, validation/, test/) with one folder of "
-            "images per class; at least 2 are needed"
+            f"{root}: should hold train/ and val/ (or valid/, validation/, test/) with a folder of "
+            "images for each of at least 2 classes"
         )
-    if all(key.isdecimal() for key in keys):
-        data = _read_numbered_folders(root, folders, keys, num_class)
-        published = {n: c[: data.num_class] for n, c in labels.AFFECTNET_COUNTS.items()}
-        return _checked(data, strict, published)
-    if num_class not in (None, len(keys)):
-        own = f"has {len(keys)} class folders of its own"
-        raise UserError(f"{root}: {own}, but --num_class {num_class} was given; leave it out")
-    return _checked(_read_class_folders(root, folders, keys, root.resolve().name, keys), strict)
+    if not all(key.isdecimal() for key in keys):
+        if num_class not in (None, len(keys)):
+            own = f"has {len(keys)} class folders of its own"
+            raise UserError(f"{root}: {own}, but --num_class {num_class} was given; leave it out")
+        splits, others = _list_class_folders(folders, keys)
+        about = {"name": root.resolve().name, "class_names": keys, "others": others}
+        return _face_data(root, splits, strict, codes=keys, **about)
 
-
-def _read_numbered_folders(
-    root: Path, folders: Sequence[Path], keys: Sequence[str], num_class: int | None
-) -> FaceData:
-    """Read AffectNet's class folders, unless they are known to be those of another data set."""
+    # ---- AffectNet, unless the folders are known to be those of another data set ----
     class_names = labels.AFFECTNET[:num_class]
     codes = [str(code) for code in range(len(class_names))]
     mapping = ", ".join(f"{code} {name}" for code, name in enumerate(class_names))
-    data = _read_class_folders(root, folders, codes, "AffectNet", class_names)
-    wrong = ""
-    if len(data.train) and re.search(r"(train|test)_\d+_aligned\.", data.train.path(0).name):
+    splits, others = _list_class_folders(folders, codes)
+    train, wrong = splits[0], ""
+    if len(train) and re.search(r"(train|test)_\d+_aligned\.", train.path(0).name):
         wrong = "these are RAF-DB's images; train on folders 1 ... 7 with rafdb.py --raf_path"
     elif not {"0"} <= {*keys} <= {*"01234567"}:
         wrong = f"the folders {', '.join(keys)} are not AffectNet's ({mapping})"
-    elif tuple(data.train.counts(7)) == labels.FER2013_COUNTS["train"]:
+    elif tuple(train.counts(7)) == labels.FER2013_COUNTS["train"]:
         wrong = f"these are FER2013's folders, not AffectNet's ({mapping})"
     elif num_class is None and "7" not in keys:
         wrong = "has no folder 7 (contempt); if this is AffectNet, give --num_class 7"
@@ -363,7 +379,10 @@ def _read_numbered_folders(
             f"{root}: {wrong}; rename the folders of another data set to class names, such as "
             f"train/{keys[0]} to train/happy"
         )
-    return replace(data, note=f"The folders are taken for AffectNet's: {mapping}.")
+    about = {"name": "AffectNet", "class_names": class_names, "others": others}
+    about["published"] = {name: n[: len(codes)] for name, n in labels.AFFECTNET_COUNTS.items()}
+    about["note"] = f"The folders are taken for AffectNet's: {mapping}."
+    return _face_data(root, splits, strict, codes=codes, **about)
 
 
 def affectnet_run_name(root: str | os.PathLike, num_class: int | None) -> str:

@@ -57,6 +57,8 @@ class Camera:
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
                 yield Frame(self.path, image, index, now - start, fps)
                 index += 1
+            if self.stopped.is_set():
+                return
         finally:
             self.stopped.set()
             reader.join()

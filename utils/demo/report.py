@@ -67,6 +67,10 @@ class Reporter:
             copies[file] = Path(self.args.output, f"{name}_emotions{suffix}")
         return copies
 
+    def close(self) -> None:
+        with writing(self.json.name):
+            self.json.close()
+
     def report(self, results: Iterable[Result], detector: Detector | None) -> bool:
         """Report frames in order, file by file, and return whether there is any face.
 
@@ -77,7 +81,7 @@ class Reporter:
             UserError: results cannot be written, or no file can be read.
         """
         found, num_errors = False, 0
-        with self.json:
+        with closing(self):
             for path, group in groupby(results, key=lambda result: result[0].path):
                 of_file = iter(group)
                 frame, faces = next(of_file)
