@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = "whole images" if detector is None else f"faces by {predictor.detector.name}"
     print(f"{predictor.path} ({predictor.network.description}), {source}")
     if predictor.network.toy:
-        print("warning: it knows drawn toy faces only, and guesses on photos", file=sys.stderr)
+        warning = "this network was trained on drawn toy faces only; on photos it guesses"
+        print(f"warning: {warning}", file=sys.stderr)
 
     # ---- faces -----------------------------------------------------------------------------------
     reporter = Reporter(files, args)
