@@ -71,13 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--detector", choices=DETECTORS, default="auto", help=auto)
     margin = "added to each side of a face's box, as a fraction of its length"
     add("--margin", type=cli.not_negative, default=0.1, metavar="X", help=margin)
-    add(
-        "--every",
-        type=cli.whole_number(1),
-        default=1,
-        metavar="N",
-        help="read every N-th frame of a video",
-    )
+    every = "read every N-th frame of a video"
+    add("--every", type=cli.whole_number(1), default=1, metavar="N", help=every)
     smooth = "average a face's probabilities over this time in a video or camera; 0: do not"
     add("--smooth", type=cli.not_negative, default=0.5, metavar="SECONDS", help=smooth)
     group = parser.add_argument_group("network")

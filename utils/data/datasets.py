@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -190,9 +190,8 @@ def _list_class_folders(folders: Sequence[Path], codes: Sequence[str]) -> tuple[
     return splits, describe_others(others)
 
 
-def _make_split(folder: Path, images: Iterable[tuple[str, int]]) -> Split:
+def _make_split(folder: Path, images: Sequence[tuple[str, int]]) -> Split:
     """Make a split of paths in a folder and labels."""
-    images = list(images)
     names = np.array([os.fsencode(path) for path, _ in images], dtype="S")
     return Split(folder, names, np.array([label for _, label in images], np.int64))
 
@@ -229,19 +228,13 @@ def _face_data(
             f"{root}: {plural(len(problems), 'problem')}: {'; '.join(problems[:5])}; correct that "
             f"(python utils/check_data.py {shlex.quote(str(root))} lists all problems)"
         )
-    data = FaceData(
-        **about,
-        **dict(zip(("train", "val", "test"), splits, strict=False)),
-        root=root,
-        note=note,
-        left_out=left_out,
-        problems=problems,
-    )
-    if published is not None and not data.toy:
-        same = all(map(np.array_equal, counts, published.values()))
-        note = f"It {'has' if same else 'does not have'} the published numbers of images per class."
-        data = replace(data, note=f"{note} {data.note}".strip())
-    return data
+    about.update(zip(("train", "val", "test"), splits, strict=False))
+    data = FaceData(root=root, note=note, left_out=left_out, problems=problems, **about)
+    if published is None or data.toy:
+        return data
+    same = all(map(np.array_equal, counts, published.values()))
+    verdict = f"It {'has' if same else 'does not have'} the published numbers of images per class."
+    return replace(data, note=f"{verdict} {note}".strip())
 
 
 def _without_bad_images(root: Path, splits: Sequence[Split]) -> tuple[list[Split], int]:
@@ -311,7 +304,8 @@ def _read_label_file(root: Path) -> tuple[list[Split], list[str]]:
                 f"{RAFDB_LABELS}:{number}: {line[:60]!r} is not 'train_NNNNN.jpg LABEL' or "
                 "'test_NNNN.jpg LABEL' with a label from 1 to 7, or names an image again"
             )
-    return [_make_split(root / RAFDB_IMAGES, split.items()) for split in images.values()], problems
+    splits = [_make_split(root / RAFDB_IMAGES, [*split.items()]) for split in images.values()]
+    return splits, problems
 
 
 # ---- AffectNet, and data sets of any other classes -----------------------------------------------

@@ -49,9 +49,7 @@ class Camera:
         reader.start()
         fps, index, start = plausible_fps(self.capture), 0, None
         try:
-            while (received := self.newest.get()) is not None:
-                if self.stopped.is_set():
-                    return
+            while (received := self.newest.get()) is not None and not self.stopped.is_set():
                 now, image = received
                 start = start or now
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
