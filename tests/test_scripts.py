@@ -30,6 +30,7 @@ from utils.training import engine
 def start(monkeypatch, tmp_path, quick):
     """Runs a script until its training would start; returns what that gets."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "REPOSITORY", tmp_path)  # whatever data and weights the real one holds
 
     def run(script, *flags):
         calls = []
